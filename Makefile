@@ -1,0 +1,98 @@
+# make            ./train: with nvcc for the cards in this machine, else with the C++ compiler
+# make ARCH=90a   with nvcc for one architecture (80 89 90a 100f 120f), ARCH=all for all of them, CUDA=0 without nvcc
+# make ACT=float  ./train-f32, in which activations and operands are FP32
+# make test | asan | bench | loc | format | clean
+CXX      ?= g++
+NVCC     ?= $(firstword $(wildcard $(addsuffix /nvcc,$(subst :, ,$(PATH)) /usr/local/cuda/bin)))
+CUDA     ?= auto
+MARCH    ?= native
+ACT      ?= bf16
+OPT      ?= -O3
+ALL_ARCH := 80 89 90a 100f 120f
+
+# --- which machine are we building for? --------------------------------------------------------------------------
+CARDS := $(if $(filter auto,$(CUDA)),$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+\.[0-9]+$$' | tr -d . | sort -u))
+KNOWN_CARDS := 80:80 86:80 87:80 89:89 90:90a 100:100f 103:100f 120:120f 121:120f
+arch_of      = $(patsubst $(1):%,%,$(filter $(1):%,$(KNOWN_CARDS)))
+ifeq ($(CUDA),0)
+  WHY := CUDA=0
+else ifeq ($(NVCC),)
+  WHY := no nvcc on PATH
+  ifneq ($(ARCH),)
+    $(error ARCH=$(ARCH) needs nvcc, and none is on PATH or in /usr/local/cuda/bin. hint: install the CUDA toolkit, or leave ARCH out for a CPU build)
+  endif
+else ifneq ($(ARCH),)
+  ARCHS := $(if $(filter all,$(ARCH)),$(ALL_ARCH),$(ARCH))
+  WHY   := ARCH=$(ARCH)
+else ifneq ($(CARDS),)
+  ARCHS := $(sort $(foreach c,$(CARDS),$(or $(call arch_of,$(c)),$(error a card of compute capability $(c) is not known here. hint: name the nearest of $(ALL_ARCH) with ARCH=, or build with CUDA=0))))
+  WHY   := this machine has compute capability $(CARDS)
+else
+  WHY := nvcc is here but no GPU is
+endif
+ifneq ($(ARCHS),)
+  $(foreach a,$(ARCHS),$(if $(filter $(a),$(ALL_ARCH)),,$(error ARCH=$(a) is not one of $(ALL_ARCH))))
+endif
+
+# --- how ---------------------------------------------------------------------------------------------------------
+# Numerics is the subject: no contraction, no fast-math. -fno-math-errno and -fno-trapping-math change no result; they
+# allow loops to vectorize. The binary is for the machine that builds it (MARCH=x86-64-v3 for another one).
+OPENMP   := $(shell echo 'int main(){}' | $(CXX) -x c++ -fopenmp - -o /dev/null 2>/dev/null && echo -fopenmp)
+MARCHFLAG := $(shell echo 'int main(){}' | $(CXX) -x c++ -march=$(MARCH) - -o /dev/null 2>/dev/null && echo -march=$(MARCH))
+WIDE     := $(shell echo 'int main(){}' | $(CXX) -x c++ $(MARCHFLAG) -mprefer-vector-width=512 - -o /dev/null 2>/dev/null && echo -mprefer-vector-width=512)
+NUMERIC  := -ffp-contract=off -fno-math-errno -fno-trapping-math
+VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo unversioned)
+HOST     := $(OPT) $(MARCHFLAG) $(WIDE) $(NUMERIC) $(OPENMP) -Wall -Wextra -Wno-unknown-pragmas $(SAN)
+DEFS     := $(if $(filter float,$(ACT)),-DACT_FLOAT)
+CXXFLAGS += -std=c++20 $(HOST) $(DEFS) -MMD -MP -I.
+LDLIBS   += $(OPENMP) -pthread
+
+comma    := ,
+GENCODE   = $(foreach a,$(ARCHS),-gencode arch=compute_$(a)$(comma)code=sm_$(a)) $(if $(filter all,$(ARCH)),-gencode arch=compute_120$(comma)code=compute_120)
+NVFLAGS   = -x cu -std=c++20 -O3 -fmad=false --extended-lambda --expt-relaxed-constexpr $(GENCODE) -Xcudafe --display_error_number \
+            $(DEFS) -MMD -MP -I. -Xcompiler $(subst $() ,$(comma),$(strip $(OPT) $(MARCHFLAG) $(WIDE) $(NUMERIC) $(OPENMP) -Wall -Wextra -Wno-unknown-pragmas -Wno-unused-parameter))
+
+# Objects of different kinds never share a folder, so that changing ARCH, ACT or the sanitizer needs no `make clean`.
+KIND  := $(if $(ARCHS),sm$(subst $() ,-,$(ARCHS)),cpu)$(if $(filter float,$(ACT)),-f32)$(if $(SAN),-san)
+B     := build/$(KIND)
+BIN   := $(if $(SAN),$(B)/train,$(if $(filter float,$(ACT)),train-f32,train))
+PLAIN := $(patsubst %.cpp,$(B)/%.o,$(wildcard run/*.cpp ops/*.cpp data/*.cpp))
+
+.PHONY: all say test test-one asan bench loc format clean FORCE
+all: say $(BIN)
+say:
+	@echo "$(BIN): $(if $(ARCHS),nvcc for sm_$(subst $() , sm_,$(ARCHS)),$(CXX)$(if $(OPENMP),, without OpenMP (one thread))$(if $(filter 0,$(CUDA)),$(comma) CPU only)) ($(WHY)).$(if $(ARCHS), CPU build: make CUDA=0.,$(if $(NVCC), GPU build: make ARCH=90a (or 80 89 100f 120f) or ARCH=all., GPU build: install the CUDA toolkit.))"
+
+# ./train is linked again whenever another kind of build was the last to write it.
+$(BIN): $(B)/train.o $(PLAIN) $(B)/.last
+	$(if $(ARCHS),$(NVCC) $(GENCODE) -Xcompiler $(OPENMP) -o $@ $(filter %.o,$^) -lcublasLt,$(CXX) $(SAN) -o $@ $(filter %.o,$^) $(LDLIBS))
+$(B)/.last: FORCE
+	@mkdir -p $(B); echo '$(KIND)' | cmp -s - build/last-$(notdir $(BIN)) || { echo '$(KIND)' > build/last-$(notdir $(BIN)); touch $@; }; [ -e $@ ] || touch $@
+$(B)/train.o: train.cu Makefile
+	@mkdir -p $(@D)
+	$(if $(ARCHS),$(NVCC) $(NVFLAGS),$(CXX) -x c++ $(CXXFLAGS)) -c $< -o $@
+$(B)/run/version.o: CXXFLAGS += -DULP_VERSION='"$(VERSION)"'
+$(B)/%.o: %.cpp Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS) -c $< -o $@
+-include $(shell find build -name '*.d' 2>/dev/null)
+
+# --- tests -------------------------------------------------------------------------------------------------------
+# tests/test_X.cpp      act = bf16, as ./train      \
+# tests/f32_X.cpp       act = float, as ./train-f32  } one program each
+# tests/f64_X.cpp       real = act = double         /
+DOCTEST := build/doctest/doctest/doctest.h
+T64     := $(subst cpu,cpu-f64,$(B))
+test:
+	@CUDA=0 tests/run.sh
+test-one: $(DOCTEST) $(B)/tests/test_$(T).o $(B)/tests/main.o $(PLAIN)
+	$(CXX) $(SAN) -o $(B)/tests/$(T) $(filter %.o,$^) $(LDLIBS) && $(B)/tests/$(T)
+$(B)/tests/%.o: tests/%.cpp Makefile $(DOCTEST)
+	@mkdir -p $(@D)
+	$(CXX) $(filter-out -O3,$(CXXFLAGS)) -O2 -isystem build/doctest -c $< -o $@
+$(DOCTEST):
+	@tests/get_doctest.sh build/doctest
+$(B)/tests/bf16: $(patsubst %.cpp,$(B)/%.o,$(wildcard tests/test_*.cpp)) $(B)/tests/main.o $(PLAIN)
+	$(CXX) $(SAN) -o $@ $^ $(LDLIBS)
+clean:
+	rm -rf build train train-f32
