@@ -1,0 +1,335 @@
+// The seam. Every operation of the model is a row function over a lane group, written once:
+//
+//     HD inline void scale_row(Lanes g, act* y, const act* x, real a, int C) {
+//         g.map(C, y, [=](real x) { return a * x; }, x);
+//     }
+//     void scale(act* y, const act* x, real a, int N, int C) {
+//         for_rows("scale", 2.0 * N * C * sizeof(act), N,
+//                  [=] HD(Lanes g, int n) { scale_row(g, y + (size_t)n * C, x + (size_t)n * C, a, C); });
+//     }
+//
+// A Lanes is a warp on the device and a loop on the host. Its verbs take the rows they read and write, so the group
+// owns the loop and the traffic: lane l owns elements 4l..4l+3 of every 128 and moves them as one pack where the rows'
+// alignment allows. What a reader would get wrong:
+// - sum() adds in one fixed order (four partial sums per lane, then a butterfly) on both machines, so it returns the
+//   same bits on both, for any number of threads. The host keeps the same 128 accumulators, which also vectorizes.
+// - The compiler's own words (__CUDACC__, <<<>>>, __shfl) stand in this file and nowhere else. The rest of the house
+//   asks ULP_GPU (does this build hold GPU code?) and on_device() (am I running there?).
+// - exp_, log_ and tanh_ are ours, because libm and CUDA disagree in the last bit and libm does not vectorize.
+#pragma once
+#include "run/error.h"
+#include <chrono>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <string>
+#include <utility>
+
+// --- 1. the compiler's words, and ours ---------------------------------------------------------------------------
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#define ULP_GPU 1
+#define HD __host__ __device__
+#define KERNEL __global__
+#ifdef __CUDA_ARCH__
+HD constexpr bool on_device() { return true; }
+__device__ inline int thread_index() { return (int)threadIdx.x; }
+__device__ inline int block_index() { return (int)blockIdx.x; }
+__device__ inline int block_size() { return (int)blockDim.x; }
+template <class T> __device__ inline T shfl_xor(T x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
+#else
+HD constexpr bool on_device() { return false; }
+HD inline int thread_index() { return 0; }
+HD inline int block_index() { return 0; }
+HD inline int block_size() { return 1; }
+template <class T> HD inline T shfl_xor(T x, int) { return x; }
+#endif
+#elif defined(ULP_STANDIN) // tests run the GPU code on the CPU, one fiber or thread per GPU thread
+#define ULP_GPU 1
+#define HD
+#define KERNEL
+bool on_device();
+int thread_index();
+int block_index();
+int block_size();
+float shfl_xor(float x, int mask);
+double shfl_xor(double x, int mask);
+#else
+#define HD
+constexpr bool on_device() { return false; }
+inline int thread_index() { return 0; }
+template <class T> inline T shfl_xor(T x, int) { return x; }
+#endif
+#define INLINE inline __attribute__((always_inline))
+
+// --- 2. numbers --------------------------------------------------------------------------------------------------
+template <class To, class From> HD INLINE To bits_as(From x) { return __builtin_bit_cast(To, x); }
+
+// BF16: the upper half of an FP32. Round to nearest even; NaN becomes 0x7fff, as on NVIDIA hardware. Branch-free.
+struct bf16 {
+    uint16_t bits;
+    bf16() = default;
+    HD INLINE bf16(float f) {
+        uint32_t u = bits_as<uint32_t>(f);
+        uint32_t rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+        bits = (uint16_t)((u & 0x7fffffff) > 0x7f800000 ? 0x7fff : rounded);
+    }
+    HD INLINE bf16(double f) : bf16((float)f) {}
+    HD INLINE operator float() const { return bits_as<float>((uint32_t)bits << 16); }
+};
+
+// real: what row functions compute in. act: what activations and GEMM operands are stored in.
+#if defined(REAL_DOUBLE) // for finite differences
+using real = double;
+using act = double;
+#elif defined(ACT_FLOAT) // make ACT=float
+using real = float;
+using act = float;
+#else
+using real = float;
+using act = bf16;
+#endif
+
+// exp, log, tanh: at most 2 ulp over their whole range (tests walk it), the same bits everywhere, no branches.
+HD INLINE float exp_(float x) {
+    x = x < -104.0f ? -104.0f : x > 89.0f ? 89.0f : x; // beyond: 0 and inf. NaN passes both comparisons
+    float shifted = fmaf(x, 1.44269504f, 12582912.0f); // 1.5 * 2^23 rounds x / ln 2 to an integer in the low bits
+    float n = shifted - 12582912.0f;
+    float r = fmaf(n, -0.693145752f, x); // ln 2 in two parts; |r| <= ln 2 / 2
+    r = fmaf(n, -1.42860677e-6f, r);
+    float p = fmaf(r, 1.38793459e-3f, 8.37346818e-3f); // near 1/720, 1/120, ..: minimax on |r| <= 0.3466
+    p = fmaf(p, r, 4.16660346e-2f);
+    p = fmaf(p, r, 1.66664943e-1f);
+    p = fmaf(p, r, 5.00000000e-1f);
+    p = fmaf(p, r, 1.0f);
+    p = fmaf(p, r, 1.0f);
+    int i = bits_as<int>(shifted) - 0x4b400000, half = i >> 1; // 2^i in two factors: i reaches 128 and -150
+    return p * bits_as<float>((half + 127) << 23) * bits_as<float>((i - half + 127) << 23);
+}
+HD INLINE float log_(float x) { // x > 0 or 0, inf, NaN; negative gives NaN
+    float tiny = x < 1.17549435e-38f ? x * 8388608.0f : x;
+    int i = bits_as<int>(tiny) - 0x3f3504f3, e = i >> 23; // tiny = 2^e m, m in [sqrt(1/2), sqrt 2)
+    float m = bits_as<float>((i & 0x7fffff) + 0x3f3504f3), n = (float)(x < 1.17549435e-38f ? e - 23 : e);
+    float f = m - 1, s = f / (2 + f), z = s * s; // log m = 2 atanh s = f - s (f - R), R = z * series
+    float series = fmaf(fmaf(fmaf(z, 0.242790788f, 0.284987867f), z, 0.400009722f), z, 0.666666627f);
+    float R = z * series, h = 0.5f * f * f;
+    float y = fmaf(n, 0.693145752f, f - (h - fmaf(s, h + R, n * 1.42860677e-6f)));
+    y = x > 3.40282347e38f ? x : y;
+    return x > 0 ? y : x == 0 ? -INFINITY : NAN;
+}
+HD INLINE float tanh_(float x) {
+    float z = x * x; // below 0.6: an odd minimax polynomial; above: by exp, where 1 - 2 / (..) no longer cancels
+    float p = fmaf(fmaf(fmaf(fmaf(z, -0.0059058676f, 0.020805383f), z, -0.053786684f), z, 0.13331959f), z, -0.333333f);
+    float near0 = fmaf(x * z, p, x), far = 1 - 2 / (exp_(2 * fabsf(x)) + 1);
+    return fabsf(x) < 0.6f ? near0 : copysignf(far, x);
+}
+HD INLINE double exp_(double x) { return exp(x); }
+HD INLINE double log_(double x) { return log(x); }
+HD INLINE double tanh_(double x) { return tanh(x); }
+HD INLINE float sqrt_(float x) { return sqrtf(x); }
+HD INLINE double sqrt_(double x) { return sqrt(x); }
+
+// --- 3. the lane group -------------------------------------------------------------------------------------------
+template <class T> struct alignas(4 * sizeof(T)) Pack { T v[4]; };
+template <class... A> HD INLINE bool packable(const A*... a) { return ((((uintptr_t)a % sizeof(Pack<A>)) == 0) && ...); }
+
+constexpr int LANES = 32, STRIDE = 4 * LANES; // a group takes 128 elements at a time
+constexpr int PANEL = 64;                     // rows that one group sums down before panels are added up
+
+struct Lanes {
+    // sum over i < n of f(a[i], b[i], ..). The result is the same bits in every lane and on both machines.
+    template <class F, class... A> HD INLINE real sum(int n, F f, const A*... a) const {
+        return reduce(n, (real)0, [](real s, real x) { return s + x; }, f, a...);
+    }
+    // largest f(a[i], ..), NaN ignored; -inf for n = 0
+    template <class F, class... A> HD INLINE real max(int n, F f, const A*... a) const {
+        return reduce(n, (real)-INFINITY, [](real s, real x) { return x > s ? x : s; }, f, a...);
+    }
+    // the same, but one NaN makes the result NaN
+    template <class F, class... A> HD INLINE real max_nan(int n, F f, const A*... a) const {
+        return reduce(n, (real)-INFINITY, [](real s, real x) { return (x > s) | (x != x) ? x : s; }, f, a...);
+    }
+    // y[i] = f(a[i], b[i], ..). y may be one of the inputs.
+    template <class Y, class F, class... A> HD INLINE void map(int n, Y* y, F f, const A*... a) const {
+        if (!on_device()) {
+#pragma GCC ivdep
+            for (int i = 0; i < n; i++) y[i] = Y(f((real)a[i]...));
+            return;
+        }
+        bool packs = packable(y, a...);
+        for (int i = lane() * 4; i < n; i += STRIDE) {
+            if (packs && i + 4 <= n) {
+                Pack<Y> q;
+                auto one = [&](Pack<A>... p) {
+                    for (int k = 0; k < 4; k++) q.v[k] = Y(f((real)p.v[k]...));
+                };
+                one(*(const Pack<A>*)(a + i)...);
+                *(Pack<Y>*)(y + i) = q;
+            } else
+                for (int k = i; k < i + 4 && k < n; k++) y[k] = Y(f((real)a[k]...));
+        }
+    }
+    // f(i) for every i < n, neighbours in neighbouring lanes. For what reads and writes no plain rows.
+    template <class F> HD INLINE void each(int n, F f) const {
+        if (on_device())
+            for (int i = lane(); i < n; i += LANES) f(i);
+        else
+#pragma GCC ivdep
+            for (int i = 0; i < n; i++) f(i);
+    }
+    // out[c] = sum over r < R, ascending, of f(r, a[r * ld + c], ..) for the c < C <= 128 columns of this group:
+    // lanes lie along neighbouring columns and each walks down its own.
+    template <class F, class... A>
+    HD INLINE void sum_down(int R, int C, size_t ld, float* out, F f, const A*... a) const {
+        if (!on_device()) {
+            real s[STRIDE] = {};
+            for (int r = 0; r < R; r++)
+                if (C == STRIDE)
+                    for (int c = 0; c < STRIDE; c++) s[c] += f(r, (real)a[r * ld + c]...);
+                else
+                    for (int c = 0; c < C; c++) s[c] += f(r, (real)a[r * ld + c]...);
+            for (int c = 0; c < C; c++) out[c] = (float)s[c];
+            return;
+        }
+        bool packs = packable(a...) && ld % 4 == 0;
+        int c = lane() * 4;
+        real s[4] = {};
+        for (int r = 0; r < R && c < C; r++) {
+            if (packs && c + 4 <= C) {
+                auto one = [&](Pack<A>... p) {
+                    for (int k = 0; k < 4; k++) s[k] += f(r, (real)p.v[k]...);
+                };
+                one(*(const Pack<A>*)(a + r * ld + c)...);
+            } else
+                for (int k = 0; k < 4 && c + k < C; k++) s[k] += f(r, (real)a[r * ld + c + k]...);
+        }
+        for (int k = 0; k < 4 && c + k < C; k++) out[c + k] = (float)s[k];
+    }
+    HD INLINE bool first() const { return !on_device() || lane() == 0; } // for the one store of a scalar
+
+  private:
+    HD INLINE static int lane() { return thread_index() % LANES; }
+
+    template <class Op, class F, class... A>
+    HD INLINE real reduce(int n, real zero, Op op, F f, const A*... a) const {
+        if (!on_device()) {
+            real s[STRIDE], r[LANES];
+            for (int l = 0; l < STRIDE; l++) s[l] = zero;
+            int i = 0;
+            for (; i + STRIDE <= n; i += STRIDE)
+                for (int l = 0; l < STRIDE; l++) s[l] = op(s[l], f((real)a[i + l]...));
+            for (int l = 0; l < n - i; l++) s[l] = op(s[l], f((real)a[i + l]...));
+            for (int l = 0; l < LANES; l++) r[l] = op(op(s[4 * l], s[4 * l + 2]), op(s[4 * l + 1], s[4 * l + 3]));
+            for (int m = LANES / 2; m > 0; m /= 2)
+                for (int l = 0; l < m; l++) r[l] = op(r[l], r[l + m]);
+            return r[0];
+        }
+        real s[4] = {zero, zero, zero, zero};
+        bool packs = packable(a...);
+        for (int i = lane() * 4; i < n; i += STRIDE) {
+            if (packs && i + 4 <= n) {
+                auto one = [&](Pack<A>... p) {
+                    for (int k = 0; k < 4; k++) s[k] = op(s[k], f((real)p.v[k]...));
+                };
+                one(*(const Pack<A>*)(a + i)...);
+            } else
+                for (int k = 0; k < 4 && i + k < n; k++) s[k] = op(s[k], f((real)a[i + k]...));
+        }
+        real r = op(op(s[0], s[2]), op(s[1], s[3]));
+        for (int m = LANES / 2; m > 0; m /= 2) r = op(r, shfl_xor(r, m));
+        return r;
+    }
+};
+
+// --- 4. where it runs --------------------------------------------------------------------------------------------
+enum class Kernels { reference, portable, fast }; // row functions only; no special instructions; everything we have
+
+struct Machine {
+    bool gpu = false;
+    Kernels kernels = Kernels::fast;
+    bool profile = false;
+    struct Cost { long calls = 0; double seconds = 0, bytes = 0, flops = 0; };
+    std::map<std::string, Cost> costs; // by op, filled when profiling
+};
+inline Machine machine;
+
+#ifdef __CUDACC__
+inline void cuda_check(cudaError_t e, const char* what) {
+    if (e != cudaSuccess) fail("%s: CUDA says %s (%s)", what, cudaGetErrorName(e), cudaGetErrorString(e));
+}
+// The only place that launches. One stream; errors carry the op's name.
+template <class K, class... A>
+void launch(const char* name, K kernel, size_t grid, int block, size_t shared_bytes, A... args) {
+    kernel<<<(unsigned)grid, block, shared_bytes>>>(args...);
+    cuda_check(cudaGetLastError(), name);
+}
+inline void synchronize(const char* what) {
+    if (machine.gpu) cuda_check(cudaDeviceSynchronize(), what);
+}
+#elif defined(ULP_STANDIN)
+template <class K, class... A>
+void launch(const char* name, K kernel, size_t grid, int block, size_t shared_bytes, A... args);
+inline void synchronize(const char*) {}
+#else
+inline void synchronize(const char*) {}
+#endif
+
+// Runs work() and books its time, bytes moved and floating-point operations under `name`.
+template <class Work> void profiled(const char* name, double bytes, double flops, Work work) {
+    if (!machine.profile) return work();
+    synchronize(name);
+    auto start = std::chrono::steady_clock::now();
+    work();
+    synchronize(name);
+    auto& cost = machine.costs[name];
+    cost.calls++;
+    cost.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    cost.bytes += bytes;
+    cost.flops += flops;
+}
+
+#ifdef ULP_GPU
+template <class F> KERNEL void rows_kernel(int N, F row) {
+    int n = (int)(((size_t)block_index() * block_size() + thread_index()) / LANES);
+    if (n < N) row(Lanes(), n);
+}
+#endif
+
+// row(Lanes, n) for every n < N, in any order and in parallel. bytes: what the whole launch reads and writes, for
+// --profile. row is an HD lambda that captures by value.
+template <class F> void for_rows(const char* name, double bytes, size_t N, F row) {
+    if (N == 0) return;
+    if (N > INT32_MAX) fail("%s: %zu rows; a launch takes at most %d", name, N, INT32_MAX);
+    profiled(name, bytes, 0, [&] {
+#ifdef ULP_GPU
+        if (machine.gpu) return launch(name, rows_kernel<F>, (N * LANES + 255) / 256, 256, 0, (int)N, row);
+#endif
+#pragma omp parallel for schedule(static)
+        for (int n = 0; n < (int)N; n++) row(Lanes(), n);
+    });
+}
+
+// Column sums: panels of PANEL rows by groups of 128 columns, then the panels added in order.
+HD inline int panels(int N) { return (N + PANEL - 1) / PANEL; }
+HD inline int column_groups(int C) { return (C + STRIDE - 1) / STRIDE; }
+struct Panel { int index, row, rows, col, cols; };
+HD inline Panel panel(int j, int N, int C) { // the j-th of panels(N) * column_groups(C)
+    int p = j / column_groups(C), c = j % column_groups(C) * STRIDE;
+    return {p, p * PANEL, N - p * PANEL < PANEL ? N - p * PANEL : PANEL, c, C - c < STRIDE ? C - c : STRIDE};
+}
+// sum[c] += partial[0][c] + partial[1][c] + .., partial (panels(N), C)
+inline void add_panels(float* sum, const float* partial, int N, int C) {
+    int P = panels(N);
+    for_rows("add_panels", 4.0 * (P + 2) * C, column_groups(C), [=] HD(Lanes g, int j) {
+        Panel p = panel(j, 1, C);
+        const float* from = partial + p.col;
+        float* to = sum + p.col;
+        g.each(p.cols, [=](int c) {
+            real s = 0;
+            for (int i = 0; i < P; i++) s += from[(size_t)i * C + c];
+            to[c] = (float)(to[c] + s);
+        });
+    });
+}
