@@ -24,6 +24,7 @@
 #include <cstdint>
 #include <cstring>
 #include <map>
+#include <sys/mman.h>
 #include <string>
 #include <utility>
 
@@ -39,12 +40,14 @@ __device__ inline int thread_index() { return (int)threadIdx.x; }
 __device__ inline int block_index() { return (int)blockIdx.x; }
 __device__ inline int block_size() { return (int)blockDim.x; }
 template <class T> __device__ inline T shfl_xor(T x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
+__device__ inline void sync_lanes() { __syncwarp(); }
 #else
 HD constexpr bool on_device() { return false; }
 HD inline int thread_index() { return 0; }
 HD inline int block_index() { return 0; }
 HD inline int block_size() { return 1; }
 template <class T> HD inline T shfl_xor(T x, int) { return x; }
+HD inline void sync_lanes() {}
 #endif
 #elif defined(ULP_STANDIN) // tests run the GPU code on the CPU, one fiber or thread per GPU thread
 #define ULP_GPU 1
@@ -56,11 +59,13 @@ int block_index();
 int block_size();
 float shfl_xor(float x, int mask);
 double shfl_xor(double x, int mask);
+void sync_lanes();
 #else
 #define HD
 constexpr bool on_device() { return false; }
 inline int thread_index() { return 0; }
 template <class T> inline T shfl_xor(T x, int) { return x; }
+inline void sync_lanes() {}
 #endif
 #define INLINE inline __attribute__((always_inline))
 
@@ -80,7 +85,8 @@ struct bf16 {
     HD INLINE operator float() const { return bits_as<float>((uint32_t)bits << 16); }
 };
 
-// real: what row functions compute in. act: what activations and GEMM operands are stored in.
+// real: FP32; what row functions compute in, and how weights, gradients, moments and statistics are stored.
+// act:  what activations and GEMM operands are stored in.
 #if defined(REAL_DOUBLE) // for finite differences
 using real = double;
 using act = double;
@@ -130,6 +136,8 @@ HD INLINE double log_(double x) { return log(x); }
 HD INLINE double tanh_(double x) { return tanh(x); }
 HD INLINE float sqrt_(float x) { return sqrtf(x); }
 HD INLINE double sqrt_(double x) { return sqrt(x); }
+HD INLINE float fma_(float a, float b, float c) { return fmaf(a, b, c); }
+HD INLINE double fma_(double a, double b, double c) { return fma(a, b, c); }
 
 // --- 3. the lane group -------------------------------------------------------------------------------------------
 template <class T> struct alignas(4 * sizeof(T)) Pack { T v[4]; };
@@ -182,7 +190,7 @@ struct Lanes {
     // out[c] = sum over r < R, ascending, of f(r, a[r * ld + c], ..) for the c < C <= 128 columns of this group:
     // lanes lie along neighbouring columns and each walks down its own.
     template <class F, class... A>
-    HD INLINE void sum_down(int R, int C, size_t ld, float* out, F f, const A*... a) const {
+    HD INLINE void sum_down(int R, int C, size_t ld, real* out, F f, const A*... a) const {
         if (!on_device()) {
             real s[STRIDE] = {};
             for (int r = 0; r < R; r++)
@@ -190,7 +198,7 @@ struct Lanes {
                     for (int c = 0; c < STRIDE; c++) s[c] += f(r, (real)a[r * ld + c]...);
                 else
                     for (int c = 0; c < C; c++) s[c] += f(r, (real)a[r * ld + c]...);
-            for (int c = 0; c < C; c++) out[c] = (float)s[c];
+            for (int c = 0; c < C; c++) out[c] = s[c];
             return;
         }
         bool packs = packable(a...) && ld % 4 == 0;
@@ -205,9 +213,15 @@ struct Lanes {
             } else
                 for (int k = 0; k < 4 && c + k < C; k++) s[k] += f(r, (real)a[r * ld + c + k]...);
         }
-        for (int k = 0; k < 4 && c + k < C; k++) out[c + k] = (float)s[k];
+        for (int k = 0; k < 4 && c + k < C; k++) out[c + k] = s[k];
     }
-    HD INLINE bool first() const { return !on_device() || lane() == 0; } // for the one store of a scalar
+    // What lanes stored before, every lane of the group sees after.
+    HD INLINE void sync() const {
+        if (on_device()) sync_lanes();
+    }
+    // Who stores a scalar, and who may touch element i after a map() over its row.
+    HD INLINE bool first() const { return !on_device() || lane() == 0; }
+    HD INLINE bool owns(int i) const { return !on_device() || lane() == i / 4 % LANES; }
 
   private:
     HD INLINE static int lane() { return thread_index() % LANES; }
@@ -276,6 +290,32 @@ inline void synchronize(const char*) {}
 inline void synchronize(const char*) {}
 #endif
 
+// Memory for tensors, zeroed, 256-byte aligned; both machines see it.
+inline char* allocate_zeroed(size_t bytes) {
+    char* p = nullptr;
+#ifdef __CUDACC__
+    if (machine.gpu) {
+        if (cudaMallocManaged(&p, bytes) != cudaSuccess) p = nullptr;
+        else cuda_check(cudaMemset(p, 0, bytes), "clearing memory");
+    } else
+#endif
+    {
+        p = (char*)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED) p = nullptr; // pages appear when touched, so what is never used costs nothing
+#ifdef MADV_HUGEPAGE
+        else madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+    }
+    if (!p) fail("out of memory: the model needs %.2f GB. hint: a smaller --batch-size or --seq-len", bytes / 1e9);
+    return p;
+}
+inline void release_memory(char* p, size_t bytes) {
+#ifdef __CUDACC__
+    if (machine.gpu) return (void)cudaFree(p);
+#endif
+    if (p) munmap(p, bytes);
+}
+
 // Runs work() and books its time, bytes moved and floating-point operations under `name`.
 template <class Work> void profiled(const char* name, double bytes, double flops, Work work) {
     if (!machine.profile) return work();
@@ -298,11 +338,11 @@ template <class F> KERNEL void rows_kernel(int N, F row) {
 #endif
 
 // row(Lanes, n) for every n < N, in any order and in parallel. bytes: what the whole launch reads and writes, for
-// --profile. row is an HD lambda that captures by value.
-template <class F> void for_rows(const char* name, double bytes, size_t N, F row) {
+// --profile; flops where arithmetic is the measure. row is an HD lambda that captures by value.
+template <class F> void for_rows(const char* name, double bytes, size_t N, F row, double flops = 0) {
     if (N == 0) return;
     if (N > INT32_MAX) fail("%s: %zu rows; a launch takes at most %d", name, N, INT32_MAX);
-    profiled(name, bytes, 0, [&] {
+    profiled(name, bytes, flops, [&] {
 #ifdef ULP_GPU
         if (machine.gpu) return launch(name, rows_kernel<F>, (N * LANES + 255) / 256, 256, 0, (int)N, row);
 #endif
@@ -320,16 +360,16 @@ HD inline Panel panel(int j, int N, int C) { // the j-th of panels(N) * column_g
     return {p, p * PANEL, N - p * PANEL < PANEL ? N - p * PANEL : PANEL, c, C - c < STRIDE ? C - c : STRIDE};
 }
 // sum[c] += partial[0][c] + partial[1][c] + .., partial (panels(N), C)
-inline void add_panels(float* sum, const float* partial, int N, int C) {
+inline void add_panels(real* sum, const real* partial, int N, int C) {
     int P = panels(N);
     for_rows("add_panels", 4.0 * (P + 2) * C, column_groups(C), [=] HD(Lanes g, int j) {
         Panel p = panel(j, 1, C);
-        const float* from = partial + p.col;
-        float* to = sum + p.col;
+        const real* from = partial + p.col;
+        real* to = sum + p.col;
         g.each(p.cols, [=](int c) {
             real s = 0;
             for (int i = 0; i < P; i++) s += from[(size_t)i * C + c];
-            to[c] = (float)(to[c] + s);
+            to[c] += s;
         });
     });
 }

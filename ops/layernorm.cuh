@@ -3,16 +3,16 @@
 #pragma once
 #include "ops/lanes.cuh"
 
-HD inline void layernorm_row(Lanes g, act* y, float* mean_out, float* rstd_out, const act* x, const float* w,
-                             const float* b, int C) {
+HD inline void layernorm_row(Lanes g, act* y, real* mean_out, real* rstd_out, const act* x, const real* w,
+                             const real* b, int C) {
     real mean = g.sum(C, [](real x) { return x; }, x) / C;
     real var = g.sum(C, [=](real x) { real d = x - mean; return d * d; }, x) / C;
     real rstd = 1 / sqrt_(var + (real)1e-5f);
     g.map(C, y, [=](real x, real w, real b) { return (x - mean) * rstd * w + b; }, x, w, b);
-    if (g.first()) *mean_out = (float)mean, *rstd_out = (float)rstd;
+    if (g.first()) *mean_out = (real)mean, *rstd_out = (real)rstd;
 }
 // y, x (N, C); mean, rstd (N), kept for the backward pass; w, b (C)
-inline void layernorm_forward(act* y, float* mean, float* rstd, const act* x, const float* w, const float* b, int N,
+inline void layernorm_forward(act* y, real* mean, real* rstd, const act* x, const real* w, const real* b, int N,
                               int C) {
     for_rows("layernorm", 2.0 * N * C * sizeof(act), N, [=] HD(Lanes g, int n) {
         layernorm_row(g, y + (size_t)n * C, mean + n, rstd + n, x + (size_t)n * C, w, b, C);
@@ -20,7 +20,7 @@ inline void layernorm_forward(act* y, float* mean, float* rstd, const act* x, co
 }
 
 HD inline void layernorm_backward_row(Lanes g, act* dx, const act* dy, const act* x, real mean, real rstd,
-                                      const float* w, int C) {
+                                      const real* w, int C) {
     real dnorm = g.sum(C, [](real dy, real w) { return dy * w; }, dy, w) / C;
     real dnorm_norm =
         g.sum(C, [=](real dy, real x, real w) { return dy * w * ((x - mean) * rstd); }, dy, x, w) / C;
@@ -28,22 +28,22 @@ HD inline void layernorm_backward_row(Lanes g, act* dx, const act* dy, const act
         return dx + (dy * w - dnorm - (x - mean) * rstd * dnorm_norm) * rstd;
     }, dx, dy, x, w);
 }
-HD inline void layernorm_backward_panel(Lanes g, float* dw, float* db, const act* dy, const act* x, const float* mean,
-                                        const float* rstd, Panel p, int C) {
+HD inline void layernorm_backward_panel(Lanes g, real* dw, real* db, const act* dy, const act* x, const real* mean,
+                                        const real* rstd, Panel p, int C) {
     size_t at = (size_t)p.row * C + p.col, to = (size_t)p.index * C + p.col;
-    const float *m = mean + p.row, *s = rstd + p.row;
+    const real *m = mean + p.row, *s = rstd + p.row;
     g.sum_down(p.rows, p.cols, C, dw + to, [=](int r, real dy, real x) { return dy * ((x - m[r]) * s[r]); }, dy + at,
                x + at);
     g.sum_down(p.rows, p.cols, C, db + to, [](int, real dy) { return dy; }, dy + at);
 }
 // dx (N, C) and dw, db (C) are added to; dy, x (N, C); mean, rstd (N); w (C); partial: 2 * panels(N) * C floats
-inline void layernorm_backward(act* dx, float* dw, float* db, const act* dy, const act* x, const float* mean,
-                               const float* rstd, const float* w, float* partial, int N, int C) {
+inline void layernorm_backward(act* dx, real* dw, real* db, const act* dy, const act* x, const real* mean,
+                               const real* rstd, const real* w, real* partial, int N, int C) {
     for_rows("layernorm_backward", 4.0 * N * C * sizeof(act), N, [=] HD(Lanes g, int n) {
         size_t at = (size_t)n * C;
         layernorm_backward_row(g, dx + at, dy + at, x + at, mean[n], rstd[n], w, C);
     });
-    float *dw_partial = partial, *db_partial = partial + (size_t)panels(N) * C;
+    real *dw_partial = partial, *db_partial = partial + (size_t)panels(N) * C;
     for_rows("layernorm_backward_weight", 2.0 * N * C * sizeof(act), panels(N) * column_groups(C),
              [=] HD(Lanes g, int j) {
                  layernorm_backward_panel(g, dw_partial, db_partial, dy, x, mean, rstd, panel(j, N, C), C);
