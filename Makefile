@@ -43,7 +43,10 @@ WIDE     := $(shell echo 'int main(){}' | $(CXX) -x c++ $(MARCHFLAG) -mprefer-ve
 NUMERIC  := -ffp-contract=off -fno-math-errno -fno-trapping-math
 VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo unversioned)
 HOST     := $(OPT) $(MARCHFLAG) $(WIDE) $(NUMERIC) $(OPENMP) -Wall -Wextra -Wno-unknown-pragmas $(SAN)
-DEFS     := $(if $(filter float,$(ACT)),-DACT_FLOAT)
+KNOWN_ACT := bf16:test: float:f32:-DACT_FLOAT double:f64:-DREAL_DOUBLE standin:standin:-DULP_STANDIN
+THIS_ACT := $(subst :, ,$(or $(filter $(ACT):%,$(KNOWN_ACT)),$(error ACT=$(ACT) is not one of bf16 float)))
+PREFIX   := $(word 2,$(THIS_ACT))
+DEFS     := $(word 3,$(THIS_ACT))
 CXXFLAGS += -std=c++20 $(HOST) $(DEFS) -MMD -MP -I.
 LDLIBS   += $(OPENMP) -pthread
 
@@ -53,12 +56,12 @@ NVFLAGS   = -x cu -std=c++20 -O3 -fmad=false --extended-lambda --expt-relaxed-co
             $(DEFS) -MMD -MP -I. -Xcompiler $(subst $() ,$(comma),$(strip $(OPT) $(MARCHFLAG) $(WIDE) $(NUMERIC) $(OPENMP) -Wall -Wextra -Wno-unknown-pragmas -Wno-unused-parameter))
 
 # Objects of different kinds never share a folder, so that changing ARCH, ACT or the sanitizer needs no `make clean`.
-KIND  := $(if $(ARCHS),sm$(subst $() ,-,$(ARCHS)),cpu)$(if $(filter float,$(ACT)),-f32)$(if $(SAN),-san)
+KIND  := $(if $(ARCHS),sm$(subst $() ,-,$(ARCHS)),cpu)-$(ACT)$(if $(SAN),-san)
 B     := build/$(KIND)
 BIN   := $(if $(SAN),$(B)/train,$(if $(filter float,$(ACT)),train-f32,train))
-PLAIN := $(patsubst %.cpp,$(B)/%.o,$(wildcard run/*.cpp ops/*.cpp data/*.cpp))
+PLAIN := $(patsubst %.cpp,$(B)/%.o,$(wildcard ops/*.cpp $(if $(filter bf16 float,$(ACT)),run/*.cpp data/*.cpp)))
 
-.PHONY: all say test test-one asan bench loc format clean FORCE
+.PHONY: all say test test-one asan bench loc format format-check clean FORCE
 all: say $(BIN)
 say:
 	@echo "$(BIN): $(if $(ARCHS),nvcc for sm_$(subst $() , sm_,$(ARCHS)),$(CXX)$(if $(OPENMP),, without OpenMP (one thread))$(if $(filter 0,$(CUDA)),$(comma) CPU only)) ($(WHY)).$(if $(ARCHS), CPU build: make CUDA=0.,$(if $(NVCC), GPU build: make ARCH=90a (or 80 89 100f 120f) or ARCH=all., GPU build: install the CUDA toolkit.))"
@@ -78,21 +81,38 @@ $(B)/%.o: %.cpp Makefile
 -include $(shell find build -name '*.d' 2>/dev/null)
 
 # --- tests -------------------------------------------------------------------------------------------------------
-# tests/test_X.cpp      act = bf16, as ./train      \
-# tests/f32_X.cpp       act = float, as ./train-f32  } one program each
-# tests/f64_X.cpp       real = act = double         /
-DOCTEST := build/doctest/doctest/doctest.h
-T64     := $(subst cpu,cpu-f64,$(B))
+# Four programs, by what `act` is: tests/test_*.cpp as in ./train, f32_*.cpp as in ./train-f32, f64_*.cpp with
+# real = act = double for finite differences, standin_*.cpp with the GPU's code run on the CPU.
+TESTS    := $(patsubst %.cpp,$(B)/%.o,$(wildcard tests/$(PREFIX)_*.cpp)) $(B)/tests/main.o
+TESTFLAGS = $(filter-out -O3,$(CXXFLAGS)) -O2 -isystem build/doctest $(addprefix -isystem ,$(wildcard $(patsubst %/bin/nvcc,%/include,$(NVCC)) /usr/local/cuda/include))
+DOCTEST  := build/doctest/doctest/doctest.h
 test:
-	@CUDA=0 tests/run.sh
-test-one: $(DOCTEST) $(B)/tests/test_$(T).o $(B)/tests/main.o $(PLAIN)
-	$(CXX) $(SAN) -o $(B)/tests/$(T) $(filter %.o,$^) $(LDLIBS) && $(B)/tests/$(T)
+	@tests/run.sh
+asan:
+	@SAN="-fsanitize=address,undefined -fno-sanitize-recover=all" tests/run.sh
+$(B)/tests/all: $(TESTS) $(PLAIN)
+	$(CXX) $(SAN) -o $@ $^ $(LDLIBS)
 $(B)/tests/%.o: tests/%.cpp Makefile $(DOCTEST)
 	@mkdir -p $(@D)
-	$(CXX) $(filter-out -O3,$(CXXFLAGS)) -O2 -isystem build/doctest -c $< -o $@
+	$(CXX) $(TESTFLAGS) -c $< -o $@
 $(DOCTEST):
 	@tests/get_doctest.sh build/doctest
-$(B)/tests/bf16: $(patsubst %.cpp,$(B)/%.o,$(wildcard tests/test_*.cpp)) $(B)/tests/main.o $(PLAIN)
-	$(CXX) $(SAN) -o $@ $^ $(LDLIBS)
+test-one: $(B)/tests/$(PREFIX)_$(T).o $(B)/tests/main.o $(PLAIN)
+	$(CXX) $(SAN) -o $(B)/tests/one-$(T) $^ $(LDLIBS) && $(B)/tests/one-$(T)
+
+# --- looking after the house -------------------------------------------------------------------------------------
+SOURCES = $(shell git ls-files '*.cuh' '*.cu' '*.cpp' '*.h')
+bench: all
+	./$(BIN) bench
+loc:
+	@wc -l train.cu model.cuh fp8.cuh scaling.cuh Makefile README.md | sed '$$d'
+	@echo "$$(cat train.cu model.cuh fp8.cuh scaling.cuh ops/* | wc -l) of 5000: train.cu model.cuh fp8.cuh scaling.cuh ops/"
+	@echo "$$(cat run/* | wc -l) of 3000: run/"
+	@echo "$$(cat data/*.cpp data/*.h data/*.sh | wc -l): data/"
+	@echo "$$(cat tests/*.cpp tests/*.h tests/*.sh | wc -l): tests/"
+format:
+	clang-format -i $(SOURCES)
+format-check:
+	clang-format --dry-run -Werror $(SOURCES)
 clean:
 	rm -rf build train train-f32

@@ -23,6 +23,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <map>
 #include <sys/mman.h>
 #include <string>
@@ -68,6 +69,11 @@ template <class T> inline T shfl_xor(T x, int) { return x; }
 inline void sync_lanes() {}
 #endif
 #define INLINE inline __attribute__((always_inline))
+#if defined(__clang__) // before a loop whose iterations do not depend on each other; clang finds out at run time
+#define UNALIASED
+#else
+#define UNALIASED _Pragma("GCC ivdep")
+#endif
 
 // --- 2. numbers --------------------------------------------------------------------------------------------------
 template <class To, class From> HD INLINE To bits_as(From x) { return __builtin_bit_cast(To, x); }
@@ -143,27 +149,36 @@ HD INLINE double fma_(double a, double b, double c) { return fma(a, b, c); }
 template <class T> struct alignas(4 * sizeof(T)) Pack { T v[4]; };
 template <class... A> HD INLINE bool packable(const A*... a) { return ((((uintptr_t)a % sizeof(Pack<A>)) == 0) && ...); }
 
+template <class T> struct Tail { T v[16]; }; // WIDTH
+
 constexpr int LANES = 32, STRIDE = 4 * LANES; // a group takes 128 elements at a time
+constexpr int WIDTH = 16;                     // of the host's vectors
 constexpr int PANEL = 64;                     // rows that one group sums down before panels are added up
 
 struct Lanes {
     // sum over i < n of f(a[i], b[i], ..). The result is the same bits in every lane and on both machines.
     template <class F, class... A> HD INLINE real sum(int n, F f, const A*... a) const {
-        return reduce(n, (real)0, [](real s, real x) { return s + x; }, f, a...);
+        return reduce(n, (real)0, [](auto s, auto x) { return s + x; }, f, a...);
     }
     // largest f(a[i], ..), NaN ignored; -inf for n = 0
     template <class F, class... A> HD INLINE real max(int n, F f, const A*... a) const {
-        return reduce(n, (real)-INFINITY, [](real s, real x) { return x > s ? x : s; }, f, a...);
+        return reduce(n, (real)-INFINITY, [](auto s, auto x) { return x > s ? x : s; }, f, a...);
     }
     // the same, but one NaN makes the result NaN
     template <class F, class... A> HD INLINE real max_nan(int n, F f, const A*... a) const {
-        return reduce(n, (real)-INFINITY, [](real s, real x) { return (x > s) | (x != x) ? x : s; }, f, a...);
+        return reduce(n, (real)-INFINITY, [](auto s, auto x) { return ((x > s) | (x != x)) ? x : s; }, f, a...);
     }
     // y[i] = f(a[i], b[i], ..). y may be one of the inputs.
     template <class Y, class F, class... A> HD INLINE void map(int n, Y* y, F f, const A*... a) const {
         if (!on_device()) {
-#pragma GCC ivdep
-            for (int i = 0; i < n; i++) y[i] = Y(f((real)a[i]...));
+            int whole = n / WIDTH * WIDTH;
+            UNALIASED for (int i = 0; i < whole; i++) y[i] = Y(f((real)a[i]...));
+            if (whole < n)
+                with_tail(n - whole, [&](const auto*... t) {
+                    Y q[WIDTH];
+                    UNALIASED for (int k = 0; k < WIDTH; k++) q[k] = Y(f((real)t[k]...));
+                    memcpy(y + whole, q, (n - whole) * sizeof(Y));
+                }, (a + whole)...);
             return;
         }
         bool packs = packable(y, a...);
@@ -184,8 +199,7 @@ struct Lanes {
         if (on_device())
             for (int i = lane(); i < n; i += LANES) f(i);
         else
-#pragma GCC ivdep
-            for (int i = 0; i < n; i++) f(i);
+            UNALIASED for (int i = 0; i < n; i++) f(i);
     }
     // out[c] = sum over r < R, ascending, of f(r, a[r * ld + c], ..) for the c < C <= 128 columns of this group:
     // lanes lie along neighbouring columns and each walks down its own.
@@ -224,21 +238,60 @@ struct Lanes {
     HD INLINE bool owns(int i) const { return !on_device() || lane() == i / 4 % LANES; }
 
   private:
+    // The host's ragged end: f sees copies padded with zeros to a whole vector, so that it vectorizes too.
+    template <class F, class... A> INLINE static void with_tail(int n, F f, const A*... a) {
+        auto padded = [n](const auto* from) {
+            Tail<std::remove_cvref_t<decltype(*from)>> t = {};
+            memcpy(t.v, from, n * sizeof(t.v[0]));
+            return t;
+        };
+        f(padded(a).v...);
+    }
+    // The device's last steps on the host's accumulators: element 4l + k is partial sum k of lane l.
+    template <class Op> HD INLINE static real butterfly(const real* s, Op op) {
+#ifdef __CUDACC__
+        real r[LANES];
+        for (int l = 0; l < LANES; l++) r[l] = op(op(s[4 * l], s[4 * l + 2]), op(s[4 * l + 1], s[4 * l + 3]));
+        for (int m = LANES / 2; m > 0; m /= 2)
+            for (int l = 0; l < m; l++) r[l] = op(r[l], r[l + m]);
+        return r[0];
+#else // the same in registers, a fifth of the time; vector i holds lanes 4i..4i+3
+        typedef real Vector __attribute__((vector_size(WIDTH * sizeof(real))));
+        Vector v[8];
+        memcpy(v, s, sizeof v);
+        for (Vector& x : v) {
+            x = op(x, __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+            x = op(x, __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+        }
+        for (int m = 4; m > 0; m /= 2)
+            for (int i = 0; i < m; i++) v[i] = op(v[i], v[i + m]);
+        Vector x = v[0];
+        x = op(x, __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+        x = op(x, __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+        return x[0];
+#endif
+    }
     HD INLINE static int lane() { return thread_index() % LANES; }
 
     template <class Op, class F, class... A>
     HD INLINE real reduce(int n, real zero, Op op, F f, const A*... a) const {
         if (!on_device()) {
-            real s[STRIDE], r[LANES];
+            alignas(64) real s[STRIDE];
             for (int l = 0; l < STRIDE; l++) s[l] = zero;
             int i = 0;
             for (; i + STRIDE <= n; i += STRIDE)
-                for (int l = 0; l < STRIDE; l++) s[l] = op(s[l], f((real)a[i + l]...));
-            for (int l = 0; l < n - i; l++) s[l] = op(s[l], f((real)a[i + l]...));
-            for (int l = 0; l < LANES; l++) r[l] = op(op(s[4 * l], s[4 * l + 2]), op(s[4 * l + 1], s[4 * l + 3]));
-            for (int m = LANES / 2; m > 0; m /= 2)
-                for (int l = 0; l < m; l++) r[l] = op(r[l], r[l + m]);
-            return r[0];
+                UNALIASED for (int l = 0; l < STRIDE; l++) s[l] = op(s[l], f((real)a[i + l]...));
+            real* end = s;
+            for (; i + WIDTH <= n; i += WIDTH, end += WIDTH)
+                UNALIASED for (int l = 0; l < WIDTH; l++) end[l] = op(end[l], f((real)a[i + l]...));
+            if (i < n)
+                with_tail(n - i, [&](const auto*... t) {
+                    UNALIASED for (int l = 0; l < WIDTH; l++) {
+                        real x = op(end[l], f((real)t[l]...));
+                        end[l] = l < n - i ? x : end[l];
+                    }
+                }, (a + i)...);
+            return butterfly(s, op);
         }
         real s[4] = {zero, zero, zero, zero};
         bool packs = packable(a...);
@@ -346,7 +399,7 @@ template <class F> void for_rows(const char* name, double bytes, size_t N, F row
 #ifdef ULP_GPU
         if (machine.gpu) return launch(name, rows_kernel<F>, (N * LANES + 255) / 256, 256, 0, (int)N, row);
 #endif
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (bytes > 32768) // less is not worth waking a thread
         for (int n = 0; n < (int)N; n++) row(Lanes(), n);
     });
 }

@@ -29,7 +29,7 @@ PRINTF_LIKE(1, 2) inline std::string format(const char* fmt, ...) {
     return s;
 }
 // Something in the world is wrong (a file, a shape, the disk): exit status 1.
-PRINTF_LIKE(1, 2) [[noreturn]] inline void fail(const char* fmt, ...) {
+[[noreturn]] PRINTF_LIKE(1, 2) inline void fail(const char* fmt, ...) {
     va_list ap;
     va_start(ap, fmt);
     std::string s = vformat(fmt, ap);
@@ -37,7 +37,7 @@ PRINTF_LIKE(1, 2) [[noreturn]] inline void fail(const char* fmt, ...) {
     throw Error(s, 1);
 }
 // The command line is wrong: exit status 2.
-PRINTF_LIKE(1, 2) [[noreturn]] inline void fail_usage(const char* fmt, ...) {
+[[noreturn]] PRINTF_LIKE(1, 2) inline void fail_usage(const char* fmt, ...) {
     va_list ap;
     va_start(ap, fmt);
     std::string s = vformat(fmt, ap);

@@ -1,0 +1,31 @@
+#!/bin/sh
+# make test: builds ./train, ./train-f32 and the four test programs for the CPU, runs them, adds up their counts.
+# SAN="-fsanitize=.." does it all with a sanitizer.
+set -u
+cd "$(dirname "$0")/.."
+log=$(mktemp) && trap 'rm -f "$log"' EXIT
+failed_builds=0
+build() { # make arguments
+    make -s -j2 CUDA=0 "SAN=${SAN:-}" "$@" >"$log" 2>&1 && return
+    echo "--- make $* failed:"; cat "$log"; failed_builds=$((failed_builds + 1)); return 1
+}
+suffix=${SAN:+-san}
+make -s build/doctest/doctest/doctest.h || exit 1
+build && build ACT=float
+if [ -n "$suffix" ]; then ULP_TRAIN=build/cpu-bf16-san/train ULP_TRAIN_F32=build/cpu-float-san/train
+else ULP_TRAIN=./train ULP_TRAIN_F32=./train-f32; fi
+export ULP_TRAIN ULP_TRAIN_F32
+passed=0 failed=0 skipped=0
+for act in bf16 float double standin; do
+    program=build/cpu-$act$suffix/tests/all
+    build ACT=$act "$program" || continue
+    "$program" >"$log" 2>&1 || echo "--- $act: failures:"
+    grep -vE '^count:|^\[doctest\] (doctest version|run with)|^=+$|Status: SUCCESS' "$log"
+    count=$(sed -n 's/^count: \([0-9]*\) passed, \([0-9]*\) failed, \([0-9]*\) skipped$/\1 \2 \3/p' "$log")
+    [ -n "$count" ] || { echo "--- $act: the test program died"; failed=$((failed + 1)); continue; }
+    set -- $count
+    passed=$((passed + $1)) failed=$((failed + $2)) skipped=$((skipped + $3))
+done
+failed=$((failed + failed_builds))
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" = 0 ]
