@@ -122,7 +122,7 @@ HD INLINE float exp_(float x) {
 }
 HD INLINE float log_(float x) { // x > 0 or 0, inf, NaN; negative gives NaN
     float tiny = x < 1.17549435e-38f ? x * 8388608.0f : x;
-    int i = bits_as<int>(tiny) - 0x3f3504f3, e = i >> 23; // tiny = 2^e m, m in [sqrt(1/2), sqrt 2)
+    int i = (int)(bits_as<uint32_t>(tiny) - 0x3f3504f3u), e = i >> 23; // tiny = 2^e m, m in [sqrt(1/2), sqrt 2)
     float m = bits_as<float>((i & 0x7fffff) + 0x3f3504f3), n = (float)(x < 1.17549435e-38f ? e - 23 : e);
     float f = m - 1, s = f / (2 + f), z = s * s; // log m = 2 atanh s = f - s (f - R), R = z * series
     float series = fmaf(fmaf(fmaf(z, 0.242790788f, 0.284987867f), z, 0.400009722f), z, 0.666666627f);
@@ -135,7 +135,7 @@ HD INLINE float tanh_(float x) {
     float z = x * x; // below 0.6: an odd minimax polynomial; above: by exp, where 1 - 2 / (..) no longer cancels
     float p = fmaf(fmaf(fmaf(fmaf(z, -0.0059058676f, 0.020805383f), z, -0.053786684f), z, 0.13331959f), z, -0.333333f);
     float near0 = fmaf(x * z, p, x), far = 1 - 2 / (exp_(2 * fabsf(x)) + 1);
-    return fabsf(x) < 0.6f ? near0 : copysignf(far, x);
+    return copysignf(fabsf(x) < 0.6f ? near0 : far, x); // of -0 too
 }
 HD INLINE double exp_(double x) { return exp(x); }
 HD INLINE double log_(double x) { return log(x); }
