@@ -4,7 +4,22 @@
 #include "run/random.h"
 #include <cmath>
 #include <cstring>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
+// This many OpenMP threads while it lives; without OpenMP there is one.
+struct Threads {
+#ifdef _OPENMP
+    int before = omp_get_max_threads();
+    explicit Threads(int n) { omp_set_num_threads(n); }
+    ~Threads() { omp_set_num_threads(before); }
+#else
+    explicit Threads(int) {}
+    ~Threads() {}
+#endif
+    Threads(const Threads&) = delete;
+};
 // n draws from normal(mean, sigma), a pure function of the seed, stored as T
 template <class T> std::vector<T> normals(size_t n, uint64_t seed, double sigma = 1, double mean = 0) {
     std::vector<T> x(n);

@@ -2,9 +2,6 @@
 // two is the error of the differences alone. Machine: the row functions; the CPU's twins are FP32.
 #include "close.h"
 #include "drive.h"
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 static_assert(std::is_same_v<act, double> && std::is_same_v<real, double>);
 using Vector = std::vector<double>;
@@ -12,8 +9,10 @@ using Vector = std::vector<double>;
 // df/dx by central differences D(h) = f' + h^2 f'''/6 + ..., extrapolated to R(h) = (4 D(h) - D(2h)) / 3, whose error is
 // -h^4 f^(5)/30. R(2h) is off by 16 times as much, so |R(2h) - R(h)| is 15 times the error of R(h): that is the
 // tolerance, plus the rounding of f: k roundings of 2^-53 of its terms, divided by h. `size` bounds the sum of f's
-// terms; k is 64 at most here, weighed by the 11/6 that R adds up from its D's.
-struct Slope { double value, tolerance; };
+// terms; k is 64 at most here, weighed by 4/3 + 1/6 in R.
+struct Slope {
+    double value, tolerance;
+};
 template <class F> Slope slope(double& x, double size, F f) {
     double keep = x, h = 0x1p-11;
     auto D = [&](double h) {
@@ -26,7 +25,7 @@ template <class F> Slope slope(double& x, double size, F f) {
         return (up - down) / (right - left);
     };
     double d1 = D(h), d2 = D(2 * h), d4 = D(4 * h), fine = (4 * d1 - d2) / 3, coarse = (4 * d2 - d4) / 3;
-    return {fine, std::fabs(coarse - fine) + 64 * 11 / 6. * 0x1p-53 * size / h};
+    return {fine, std::fabs(coarse - fine) + 64 * 1.5 * 0x1p-53 * size / h};
 }
 // got: the gradient that `backward` left; x: what it is a gradient with respect to; f(): the loss; inexact: a further
 // relative error, of constants
@@ -50,12 +49,12 @@ static Vector minus(Vector a, const Vector& b) {
     for (size_t i = 0; i < a.size(); i++) a[i] -= b[i];
     return a;
 }
-#ifdef _OPENMP // thousands of tiny launches: waking threads would take most of the time
-static const bool one_thread = (omp_set_num_threads(1), true);
-#endif
+static Threads one(1); // thousands of tiny launches: waking threads would take most of the time
 
 TEST_CASE("f64: layernorm's gradients are its slopes, and are added to what is there") {
-    struct { int N, C; } shapes[] = {{3, 1}, {1, 2}, {5, 3}, {4, 33}, {2, 128}, {67, 130}, {129, 7}};
+    struct {
+        int N, C;
+    } shapes[] = {{3, 1}, {1, 2}, {5, 3}, {4, 33}, {2, 128}, {67, 130}, {129, 7}};
     for (auto shape : shapes) {
         const int N = shape.N, C = shape.C;
         INFO("N ", N, " C ", C);
@@ -78,7 +77,9 @@ TEST_CASE("f64: layernorm's gradients are its slopes, and are added to what is t
 
 TEST_CASE("f64: linear's three products and its bias sum are the slopes of y = x w^T + b") {
     machine.kernels = Kernels::reference;
-    struct { int N, C, OC; } shapes[] = {{1, 1, 1}, {3, 1, 2}, {5, 7, 11}, {67, 5, 3}, {2, 33, 129}, {130, 3, 1}};
+    struct {
+        int N, C, OC;
+    } shapes[] = {{1, 1, 1}, {3, 1, 2}, {5, 7, 11}, {67, 5, 3}, {2, 33, 129}, {130, 3, 1}};
     for (auto shape : shapes)
         for (bool accumulate : {false, true}) {
             const int N = shape.N, C = shape.C, OC = shape.OC;
@@ -104,7 +105,8 @@ TEST_CASE("f64: linear's three products and its bias sum are the slopes of y = x
 
 TEST_CASE("f64: attention's gradients of q, k and v are its slopes") {
     machine.kernels = Kernels::reference;
-    Heads shapes[] = {{1, 1, 1, 1}, {2, 1, 3, 5}, {1, 2, 1, 3}, {2, 5, 3, 1}, {2, 8, 2, 7}, {1, 9, 1, 33}, {1, 35, 2, 3}};
+    Heads shapes[] = {{1, 1, 1, 1}, {2, 1, 3, 5},  {1, 2, 1, 3}, {2, 5, 3, 1},
+                      {2, 8, 2, 7}, {1, 9, 1, 33}, {1, 35, 2, 3}};
     for (Heads d : shapes) {
         INFO("B ", d.B, " T ", d.T, " NH ", d.NH, " HS ", d.HS);
         size_t NC = d.B * d.T * d.C(), square = d.rows() * d.T;
@@ -139,7 +141,9 @@ TEST_CASE("f64: gelu's gradient is its slope, in place too") {
 }
 
 TEST_CASE("f64: the classifier leaves the slope of its loss, and nothing where the target is ignored") {
-    struct { int N, V; } shapes[] = {{3, 1}, {4, 2}, {5, 7}, {3, 33}, {2, 128}, {3, 131}};
+    struct {
+        int N, V;
+    } shapes[] = {{3, 1}, {4, 2}, {5, 7}, {3, 33}, {2, 128}, {3, 131}};
     for (auto shape : shapes) {
         const int N = shape.N, V = shape.V;
         INFO("N ", N, " V ", V);
@@ -165,11 +169,14 @@ TEST_CASE("f64: the classifier leaves the slope of its loss, and nothing where t
 }
 
 TEST_CASE("f64: both embeddings' gradients are the slopes of x = wte[token] + wpe[t], with repeated tokens") {
-    struct { int B, T, C, V; } shapes[] = {{1, 1, 1, 1}, {2, 5, 3, 4}, {3, 7, 33, 40}, {2, 3, 129, 2}};
+    struct {
+        int B, T, C, V;
+    } shapes[] = {{1, 1, 1, 1}, {2, 5, 3, 4}, {3, 7, 33, 40}, {2, 3, 129, 2}};
     for (auto shape : shapes) {
         const int B = shape.B, T = shape.T, C = shape.C, V = shape.V, N = B * T;
         INFO("B ", B, " T ", T, " C ", C, " V ", V);
-        Vector wte = normals<double>(V * C, 1), wpe = normals<double>(T * C, 2), x(N * C), dx = normals<double>(N * C, 3);
+        Vector wte = normals<double>(V * C, 1), wpe = normals<double>(T * C, 2), x(N * C),
+               dx = normals<double>(N * C, 3);
         std::vector<int> tokens(N), distinct, first, positions;
         for (int n = 0; n < N; n++) tokens[n] = n * n % V;
         for (int v = 0; v < V; v++) {
@@ -217,7 +224,8 @@ TEST_CASE("f64: every parameter's gradient is the slope of the loss, over two mi
             int T = m ? maxT - 1 : maxT;
             std::vector<int> tokens(B * T), targets(B * T);
             for (int n = 0; n < B * T; n++) {
-                tokens[n] = (int)(random_bits(m, n) % (c.vocab + 1) / 2), targets[n] = (int)(random_bits(m + 9, n) % c.vocab);
+                tokens[n] = (int)(random_bits(m, n) % (c.vocab + 1) / 2),
+                targets[n] = (int)(random_bits(m + 9, n) % c.vocab);
                 if (n == 1) targets[n] = -1;
             }
             set_batch(g, tokens, targets);
@@ -238,8 +246,8 @@ TEST_CASE("f64: every parameter's gradient is the slope of the loss, over two mi
                 Slope s = slope(p.w[i], size, loss);
                 s.tolerance += inexact * largest;
                 REQUIRE_MESSAGE(s.tolerance < 1e-5 * (1 + largest), name, "[", i, "]: differences too coarse");
-                REQUIRE_MESSAGE(std::fabs(p.grad[i] - s.value) <= s.tolerance, name, "[", i, "]: ", p.grad[i], ", slope ",
-                                s.value, " +- ", s.tolerance);
+                REQUIRE_MESSAGE(std::fabs(p.grad[i] - s.value) <= s.tolerance, name, "[", i, "]: ", p.grad[i],
+                                ", slope ", s.value, " +- ", s.tolerance);
             }
         });
         release(g);
