@@ -41,8 +41,9 @@ OPENMP   := $(shell echo 'int main(){}' | $(CXX) -x c++ -fopenmp - -o /dev/null 
 MARCHFLAG := $(shell echo 'int main(){}' | $(CXX) -x c++ -march=$(MARCH) - -o /dev/null 2>/dev/null && echo -march=$(MARCH))
 WIDE     := $(shell echo 'int main(){}' | $(CXX) -x c++ $(MARCHFLAG) -mprefer-vector-width=512 - -o /dev/null 2>/dev/null && echo -mprefer-vector-width=512)
 NUMERIC  := -ffp-contract=off -fno-math-errno -fno-trapping-math
+NORESTRICT := $(if $(findstring clang,$(shell $(CXX) --version)),,-Wno-restrict) # g++ 12 sees ghosts in std::string
 VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo unversioned)
-HOST     := $(OPT) $(MARCHFLAG) $(WIDE) $(NUMERIC) $(OPENMP) -Wall -Wextra -Wno-unknown-pragmas $(SAN)
+HOST     := $(OPT) $(MARCHFLAG) $(WIDE) $(NUMERIC) $(OPENMP) -Wall -Wextra -Wno-unknown-pragmas $(NORESTRICT) $(SAN)
 KNOWN_ACT := bf16:test: float:f32:-DACT_FLOAT double:f64:-DREAL_DOUBLE standin:standin:-DULP_STANDIN
 THIS_ACT := $(subst :, ,$(or $(filter $(ACT):%,$(KNOWN_ACT)),$(error ACT=$(ACT) is not one of bf16 float)))
 PREFIX   := $(word 2,$(THIS_ACT))

@@ -323,6 +323,31 @@ struct Machine {
 inline Machine machine;
 
 #ifdef __CUDACC__
+KERNEL static void rows_kernel_probe() {}
+#endif
+
+// The first GPU's name, or "" and why there is none to use.
+inline std::string gpu_name(std::string& why_not) {
+#ifdef __CUDACC__
+    cudaDeviceProp card;
+    int cards = 0;
+    cudaError_t e = cudaGetDeviceCount(&cards);
+    if (e == cudaSuccess && cards) e = cudaGetDeviceProperties(&card, 0);
+    if (e == cudaSuccess && cards) {
+        cudaFuncAttributes kernel; // is there code for this card in the binary?
+        e = cudaFuncGetAttributes(&kernel, rows_kernel_probe);
+        if (e == cudaSuccess) return card.name;
+        why_not = format("this build has no code for %s, compute capability %d.%d. hint: make ARCH=%d%d", card.name,
+                         card.major, card.minor, card.major, card.minor);
+    } else why_not = e == cudaSuccess ? "no GPU in this machine" : format("no GPU to use: %s", cudaGetErrorString(e));
+    cudaGetLastError(); // forget it
+#else
+    why_not = "this build has no GPU code. hint: make ARCH=90a, or whatever the card is";
+#endif
+    return "";
+}
+
+#ifdef __CUDACC__
 inline void cuda_check(cudaError_t e, const char* what) {
     if (e != cudaSuccess) fail("%s: CUDA says %s (%s)", what, cudaGetErrorName(e), cudaGetErrorString(e));
 }
