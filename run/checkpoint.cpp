@@ -1,0 +1,199 @@
+#include "run/checkpoint.h"
+#include "run/error.h"
+#include "run/json.h"
+#include "run/safetensors.h"
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <optional>
+
+namespace fs = std::filesystem;
+static const char *MODEL = "model.safetensors", *CONFIG = "config.json";
+
+// The tensors of a file by their published names, masks left out.
+struct OpenCheckpoint {
+    Safetensors file;
+    std::map<std::string, const TensorInfo*> tensors;
+
+    static std::string model_path(const std::string& path) {
+        std::error_code ec;
+        if (!fs::is_directory(path, ec)) return path;
+        if (!fs::exists(fs::path(path) / MODEL, ec))
+            fail("%s: no %s in it. hint: for a pytorch_model.bin or shards, load the model in transformers and call "
+                 "save_pretrained(DIR, max_shard_size=\"100GB\")",
+                 path.c_str(), MODEL);
+        return fs::path(path) / MODEL;
+    }
+    explicit OpenCheckpoint(const std::string& path) : file(model_path(path)) {
+        for (const TensorInfo& t : file.header.tensors) {
+            std::string name = t.name.starts_with("transformer.") ? t.name.substr(12) : t.name;
+            bool mask = name.starts_with("h.") && (name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"));
+            if (!mask && !tensors.emplace(name, &t).second) bad(t, "is there with and without \"transformer.\"");
+        }
+    }
+    [[noreturn]] void bad(const TensorInfo& t, const std::string& why) const {
+        fail("%s: %s: %s", path(), t.text().c_str(), why.c_str());
+    }
+    const char* path() const { return file.file.path.c_str(); }
+    std::string config_path() const { return fs::path(path()).replace_filename(CONFIG); }
+};
+
+// The sizes by their published names, and the largest we take for more than a typing error. n_ctx: GPT-2's old name.
+static const struct {
+    const char *key, *old_key;
+    int Config::*field;
+    int64_t most;
+} sizes[] = {{"n_layer", "", &Config::layers, 10'000},
+             {"n_head", "", &Config::heads, 10'000},
+             {"n_embd", "", &Config::channels, 100'000},
+             {"n_positions", "n_ctx", &Config::seq_len, 10'000'000},
+             {"vocab_size", "", &Config::vocab, 10'000'000}};
+
+static void refuse_other_models(const Json& json, const char* path, int channels) {
+    const std::pair<const char*, std::vector<Json>> ours[] = {
+        {"model_type", {"gpt2"}},        {"activation_function", {"gelu_new", "gelu_pytorch_tanh"}},
+        {"layer_norm_epsilon", {1e-5}},  {"n_inner", {Json(), 4 * channels}},
+        {"scale_attn_weights", {true}},  {"scale_attn_by_inverse_layer_idx", {false}},
+        {"tie_word_embeddings", {true}}, {"add_cross_attention", {false}}};
+    for (auto& [key, allowed] : ours)
+        if (const Json* v = json.find(key)) {
+            auto same = [&](const Json& a) { return a.number() ? a.number() == v->number() : a.dump() == v->dump(); };
+            if (std::none_of(allowed.begin(), allowed.end(), same))
+                fail("%s: %s is %s, which makes another model than the one here, where it is %s", path, key,
+                     v->dump().c_str(), allowed.back().dump().c_str());
+        }
+}
+static Config config_of(const OpenCheckpoint& ckpt, int heads) {
+    std::string path = ckpt.config_path();
+    auto shape = [&](const char* name) {
+        auto it = ckpt.tensors.find(name);
+        if (it == ckpt.tensors.end()) fail("%s: not a GPT-2: no tensor \"%s\"", ckpt.path(), name);
+        if (it->second->shape.size() != 2) ckpt.bad(*it->second, "a matrix is expected");
+        return it->second->shape;
+    };
+    int layers = 0;
+    while (ckpt.tensors.contains(format("h.%d.ln_1.weight", layers))) layers++;
+    const int64_t have[] = {layers, heads, shape("wte.weight")[1], shape("wpe.weight")[0], shape("wte.weight")[0]};
+    std::error_code ec;
+    bool beside = fs::exists(path, ec);
+    if (!beside && heads == 0)
+        fail("%s: does not exist, and tensors do not tell n_head. hint: give --heads", path.c_str());
+    Json json = beside ? parse_json(read_file(path, 1 << 20), path) : Json(Json::Object);
+    Config c;
+    for (size_t k = 0; k < 5; k++) {
+        const Json* v = json.find(sizes[k].key);
+        if (!v) v = json.find(sizes[k].old_key);
+        if (beside && !v) fail("%s: no \"%s\"", path.c_str(), sizes[k].key);
+        int64_t n = v ? v->integer().value_or(0) : have[k], most = sizes[k].most;
+        if (n < 1 || n > most)
+            fail("%s: %s is not from 1 to %d", beside ? path.c_str() : ckpt.path(), sizes[k].key, (int)most);
+        if (have[k] && n != have[k])
+            fail("%s: %s is %d, %s %lld", path.c_str(), sizes[k].key, (int)n, k == 1 ? "--heads" : "the tensors have",
+                 (long long)have[k]);
+        c.*sizes[k].field = (int)n;
+    }
+    if (c.channels % c.heads) fail("%s: %d channels do not divide by %d heads", ckpt.path(), c.channels, c.heads);
+    refuse_other_models(json, path.c_str(), c.channels);
+    return c;
+}
+Config read_config(const std::string& path, int heads) { return config_of(OpenCheckpoint(path), heads); }
+
+static std::vector<int64_t> file_shape(const NamedTensor& p) {
+    return p.conv1d ? std::vector<int64_t>(p.shape.rbegin(), p.shape.rend()) : p.shape;
+}
+
+void load_checkpoint(const std::string& path, const std::vector<NamedTensor>& params) {
+    OpenCheckpoint ckpt(path);
+    std::map<std::string, const TensorInfo*> unknown = ckpt.tensors;
+    const TensorInfo* head = unknown.contains("lm_head.weight") ? unknown["lm_head.weight"] : nullptr;
+    unknown.erase("lm_head.weight");
+    for (const NamedTensor& p : params) {
+        std::string expected = Json(file_shape(p)).dump();
+        auto it = unknown.find(p.name);
+        if (it == unknown.end())
+            fail("%s: tensor %s %s is missing", ckpt.path(), quote(p.name).c_str(), expected.c_str());
+        if (it->second->shape != file_shape(p)) ckpt.bad(*it->second, expected + " is expected");
+        unknown.erase(it);
+    }
+    if (!unknown.empty()) ckpt.bad(*unknown.begin()->second, "this model has no such tensor");
+    for (const NamedTensor& p : params) {
+        const TensorInfo& t = *ckpt.tensors[p.name];
+        if (p.conv1d) ckpt.file.read_transposed(p.data, t);
+        else ckpt.file.read(p.data, t, 0, t.count());
+        if (!head || p.name != "wte.weight") continue;
+        if (head->shape != p.shape) ckpt.bad(*head, Json(p.shape).dump() + " is expected, as wte.weight has");
+        size_t C = (size_t)p.shape[1];
+        std::vector<float> row(C);
+        for (size_t v = 0; v < (size_t)p.shape[0]; v++) {
+            ckpt.file.read(row.data(), *head, v * C, C);
+            if (memcmp(row.data(), p.data + v * C, C * 4) != 0)
+                ckpt.bad(*head, format("row %zu differs from wte.weight's; the head is tied to it here", v));
+        }
+    }
+}
+
+// Before anything is deleted or replaced: it must be a directory with nothing in it that is someone else's.
+static void refuse_foreign_files(const std::string& dir) {
+    std::error_code ec;
+    if (fs::exists(dir, ec) && !fs::is_directory(dir, ec)) fail("%s: not a directory", dir.c_str());
+    for (auto& entry : fs::directory_iterator(dir, ec)) {
+        std::string name = entry.path().filename(),
+                    base = name.ends_with(".tmp") ? name.substr(0, name.size() - 4) : name;
+        if (base != MODEL && base != CONFIG)
+            fail("%s: holds %s, no part of a checkpoint. hint: name a new directory", dir.c_str(), quote(name).c_str());
+    }
+}
+
+void save_checkpoint(const std::string& path, const Config& c, const std::vector<NamedTensor>& params) {
+    std::string dir = path.substr(0, path.find_last_not_of('/') + 1), tmp = dir + ".tmp", old = dir + ".old";
+    std::vector<TensorOut> tensors;
+    for (const NamedTensor& p : params) tensors.push_back({p.name, "F32", file_shape(p), p.data, p.conv1d});
+    Json end_of_text = c.vocab > 50256 ? Json(50256) : Json(); // only GPT-2's own vocabulary has one
+    Json json(Json::Object);
+    json.set("architectures", Json(Json::Array).add("GPT2LMHeadModel")).set("model_type", "gpt2");
+    for (auto& s : sizes) json.set(s.key, c.*s.field);
+    json.set("n_ctx", c.seq_len).set("n_inner", Json()).set("activation_function", "gelu_new");
+    json.set("layer_norm_epsilon", 1e-5).set("initializer_range", 0.02).set("scale_attn_weights", true);
+    json.set("resid_pdrop", 0.0).set("embd_pdrop", 0.0).set("attn_pdrop", 0.0).set("tie_word_embeddings", true);
+    json.set("bos_token_id", end_of_text).set("eos_token_id", end_of_text).set("torch_dtype", "float32");
+
+    for (auto& d : {dir, tmp, old}) refuse_foreign_files(d);
+    try {
+        fs::create_directories(tmp);
+        write_safetensors(tmp + "/" + MODEL, tensors, {{"format", "pt"}});
+        write_file(tmp + "/" + CONFIG, json.dump(2) + "\n");
+        if (fs::exists(dir)) fs::remove_all(old), fs::rename(dir, old);
+        fs::rename(tmp, dir);
+        sync_directory_of(dir);
+        fs::remove_all(old);
+    } catch (const std::exception& e) { // no half directory stays, and the older one does
+        std::error_code ec;
+        if (!fs::exists(dir, ec)) fs::rename(old, dir, ec);
+        fs::remove_all(tmp, ec);
+        fail("%s: no checkpoint written: %s", dir.c_str(), e.what());
+    }
+}
+
+std::string inspect_checkpoint(const std::string& path, bool json) {
+    OpenCheckpoint ckpt(path);
+    std::string out = json ? "" : format("%-32s %-6s %-16s %s\n", "tensor", "type", "shape", "bytes");
+    for (const TensorInfo& t : ckpt.file.header.tensors) {
+        Json row = Json(Json::Object).set("name", t.name).set("dtype", t.dtype).set("shape", t.shape);
+        std::string name = quote(t.name), shape = Json(t.shape).dump();
+        row.set("bytes", t.end - t.begin);
+        out += json ? row.dump() + "\n"
+                    : format("%-32s %-6s %-16s %zu\n", name.substr(1, name.size() - 2).c_str(), t.dtype.c_str(),
+                             shape.c_str(), t.end - t.begin);
+    }
+    size_t parameters = 0; // a tied head counts once
+    for (auto& [name, t] : ckpt.tensors)
+        parameters += name == "lm_head.weight" && ckpt.tensors.contains("wte.weight") ? 0 : t->count();
+    Json total = Json(Json::Object).set("path", path).set("parameters", parameters).set("bytes", ckpt.file.file.size);
+    try {
+        Config c = config_of(ckpt, 0);
+        for (auto& s : sizes) total.set(s.key, c.*s.field);
+    } catch (const Error& e) { total.set("problem", e.what()); }
+    for (size_t k = 0; k < total.keys.size() && !json; k++) out += total.keys[k] + ": " + total.items[k].text + "\n";
+    return json ? out + total.dump() + "\n" : out;
+}

@@ -1,0 +1,31 @@
+// GPT-2 checkpoints as published: a directory with model.safetensors and config.json. What is easy to get wrong:
+// - Linear weights lie as [out, in] in our memory (and in PyTorch's Linear); the published files hold GPT-2's Conv1D
+//   layout, [in, out]. A parameter marked conv1d is transposed on its way in and out; the square ones (attn.c_proj)
+//   would load the wrong way round without any error.
+// - The head is tied to wte: the file has no lm_head.weight, or one that is equal to the last bit.
+// - Files may say "transformer.h.0.." or "h.0.."; old ones carry the causal masks (h.N.attn.bias) as tensors.
+// - What config.json says and this program does not compute (another activation, say) is refused, not ignored.
+#pragma once
+#include "run/config.h"
+#include <cstdint>
+#include <string>
+#include <vector>
+
+struct NamedTensor {
+    std::string name;           // as published, without "transformer."
+    std::vector<int64_t> shape; // in our memory
+    float* data;                // host
+    bool conv1d;                // a matrix that the file holds transposed
+};
+
+// path: a checkpoint directory, or a .safetensors file with config.json beside it. Without a config.json the sizes are
+// those of the tensors, and heads, which no shape tells, is asked for (0: not given). Reads no tensor data.
+Config read_config(const std::string& path, int heads = 0);
+// Fills every parameter from the file: F32, BF16 or F16, converted exactly. A missing, unknown or misshapen tensor is
+// an error that names it; names and shapes are checked before anything is read.
+void load_checkpoint(const std::string& path, const std::vector<NamedTensor>& params);
+// Writes FP32 into DIR.tmp and renames it to DIR when it is complete and on the disk. An older checkpoint in DIR is
+// kept until then; a DIR that holds anything else is an error. Parent directories are created.
+void save_checkpoint(const std::string& dir, const Config& c, const std::vector<NamedTensor>& params);
+// One line per tensor, then sizes and total; as JSON one object per line. Reads any safetensors file.
+std::string inspect_checkpoint(const std::string& path, bool json);
