@@ -1,0 +1,345 @@
+// Every matrix here ends where a page begins that nothing may touch, and every output is surrounded by canaries: each
+// test is also a test that nothing outside the matrices is read or written.
+#include "ops/matmul_cpu.h"
+#include "check.h"
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <sys/mman.h>
+#include <unistd.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace {
+
+float from_bits(uint32_t u) {
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+uint32_t to_bits(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return u;
+}
+float from_bf16(uint16_t h) { return from_bits((uint32_t)h << 16); }
+uint16_t to_bf16(float f) { // by comparison: the nearer neighbour, or the even one
+    if (std::isnan(f)) return 0x7fff;
+    if (std::isinf(f)) return to_bits(f) >> 16;
+    uint16_t down = to_bits(f) >> 16, up = down + 1;
+    // double holds 2^128, which stands for the infinity above the largest BF16
+    auto value = [](uint16_t h) {
+        return std::isinf(from_bf16(h)) ? std::copysign(0x1p128, from_bf16(h)) : from_bf16(h);
+    };
+    double below = std::fabs(f - value(down)), above = std::fabs(value(up) - f);
+    return below < above || (below == above && down % 2 == 0) ? down : up;
+}
+
+// n elements that end at a page nobody may touch
+struct Buffer {
+    Elem elem;
+    size_t count, size;
+    char *map, *at;
+    Buffer(Elem elem, size_t count) : elem(elem), count(count) {
+        size_t page = (size_t)sysconf(_SC_PAGESIZE), bytes = count * width();
+        size = (bytes + page - 1) / page * page + page;
+        map = (char*)mmap(nullptr, size + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        REQUIRE(map != MAP_FAILED);
+        mprotect(map + size, page, PROT_NONE);
+        at = map + size - bytes;
+        memset(map, 0xa5, size);
+    }
+    Buffer(const Buffer&) = delete;
+    ~Buffer() { munmap(map, size + (size_t)sysconf(_SC_PAGESIZE)); }
+    size_t width() const { return elem == Elem::bf16 ? 2 : 4; }
+    float get(size_t i) const {
+        uint16_t h;
+        float f;
+        if (elem == Elem::bf16) return memcpy(&h, at + 2 * i, 2), from_bf16(h);
+        return memcpy(&f, at + 4 * i, 4), f;
+    }
+    void set(size_t i, float f) {
+        uint16_t h = to_bf16(f);
+        if (elem == Elem::bf16) memcpy(at + 2 * i, &h, 2);
+        else memcpy(at + 4 * i, &f, 4);
+    }
+};
+
+using Random = std::mt19937_64;
+int below(Random& r, int n) { return (int)(r() % (uint64_t)n); }
+// A normal deviate times a power of two from 2^-8 to 2^7. Products and partial sums stay clear of FP32's subnormals unless
+// they cancel to exactly 0: AMX and dot products flush those.
+float draw(Random& r) { return std::ldexp(std::normal_distribution<float>()(r), below(r, 16) - 8); }
+
+struct Matrix { // (rows, K) with ld a little larger than it must be
+    bool k_contiguous;
+    size_t ld;
+    int rows, K;
+    Buffer data;
+    Matrix(Random& r, Elem elem, bool k_contiguous, int rows, int K)
+        : k_contiguous(k_contiguous), ld((size_t)(k_contiguous ? K : rows) + (size_t)below(r, 4)), rows(rows), K(K),
+          data(elem, rows && K ? at(rows - 1, K - 1) + 1 : 0) {
+        for (size_t i = 0; i < data.count; i++) data.set(i, draw(r));
+    }
+    size_t at(int row, int k) const { return k_contiguous ? row * ld + k : k * ld + row; }
+    float get(int row, int k) const { return data.get(at(row, k)); }
+    void set(int row, int k, float f) { data.set(at(row, k), f); }
+    Operand operand() const { return {data.at, data.elem, k_contiguous, ld}; }
+};
+
+struct Problem {
+    int M, N, K;
+    Matrix a, b;
+    Buffer bias, out; // out has ld_out = N + 3 and starts as noise
+    float scale_a, scale_b;
+    bool with_bias, accumulate;
+    Problem(Random& r, int M, int N, int K, Elem ea, Elem eb, Elem eo)
+        : M(M), N(N), K(K), a(r, ea, below(r, 2), M, K), b(r, eb, below(r, 2), N, K), bias(eo, N), out(eo, M * ld()),
+          scale_a(below(r, 2) ? 1 : draw(r)), scale_b(below(r, 2) ? 1 : draw(r)), with_bias(below(r, 2)),
+          accumulate(below(r, 2)) {
+        for (int n = 0; n < N; n++) bias.set(n, draw(r));
+        for (size_t i = 0; i < out.count; i++) out.set(i, draw(r));
+    }
+    size_t ld() const { return (size_t)N + 3; }
+    // the bytes of out and what surrounds it after matmul_cpu; out itself stays as it was
+    std::vector<char> run(CpuKernel kernel) {
+        std::vector<char> before(out.map, out.map + out.size);
+        matmul_cpu({.out = out.at,
+                    .out_elem = out.elem,
+                    .ld_out = ld(),
+                    .M = M,
+                    .N = N,
+                    .K = K,
+                    .a = a.operand(),
+                    .b = b.operand(),
+                    .scale_a = scale_a,
+                    .scale_b = scale_b,
+                    .bias = with_bias ? bias.at : nullptr,
+                    .accumulate = accumulate},
+                   kernel);
+        std::vector<char> after(out.map, out.map + out.size);
+        memcpy(out.map, before.data(), before.size());
+        return after;
+    }
+    // the same from a sum of products: sum(m, n) -> float
+    template <class Sum> std::vector<char> expect(Sum sum) {
+        std::vector<char> before(out.map, out.map + out.size);
+        for (int m = 0; m < M; m++)
+            for (int n = 0; n < N; n++) {
+                float v = sum(m, n);
+                v = v * scale_a, v = v * scale_b;
+                if (with_bias) v = v + bias.get(n);
+                if (accumulate) v = out.get(m * ld() + n) + v;
+                out.set(m * ld() + n, v);
+            }
+        std::vector<char> after(out.map, out.map + out.size);
+        memcpy(out.map, before.data(), before.size());
+        return after;
+    }
+    float pair_order(int m, int n) const {
+        float acc = 0;
+        int k = 0;
+        for (; k + 2 <= K; k += 2) {
+            acc = std::fma(a.get(m, k + 1), b.get(n, k + 1), acc);
+            acc = std::fma(a.get(m, k), b.get(n, k), acc);
+        }
+        return k < K ? std::fma(a.get(m, k), b.get(n, k), acc) : acc;
+    }
+    float tile_order(int m, int n) const {
+        float acc = 0;
+        for (int k0 = 0; k0 < K; k0 += 32) {
+            float sum[2] = {0, 0};
+            for (int k = k0; k < std::min(k0 + 32, K); k++) sum[k % 2] = std::fma(a.get(m, k), b.get(n, k), sum[k % 2]);
+            acc = acc + (sum[0] + sum[1]);
+        }
+        return acc;
+    }
+};
+
+#define SHOW(p) INFO(p.M, " x ", p.N, " x ", p.K, ", k contiguous: ", p.a.k_contiguous, p.b.k_contiguous)
+
+// Sizes around every edge: lanes, chunks (16, 32), panels (32), blocks and stretches of K.
+const int sides[] = {0, 1, 2, 7, 15, 16, 17, 31, 32, 33, 48, 61, 64, 67, 97},
+          depths[] = {0, 1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 191, 193, 257, 383, 385, 509, 777};
+template <class Visit> void visit_problems(uint64_t seed, bool bf16_only, int count, Visit visit) {
+    Random r(seed);
+    auto elem = [&](bool only) { return only || below(r, 2) ? Elem::bf16 : Elem::f32; };
+    for (int i = 0; i < count; i++) {
+        int M = sides[below(r, std::size(sides))], N = sides[below(r, std::size(sides))];
+        Problem p(r, M, N, depths[below(r, std::size(depths))], elem(bf16_only), elem(bf16_only), elem(false));
+        SHOW(p);
+        visit(p);
+    }
+    struct {
+        int M, N, K;
+    } large[] = {{40, 530, 4300}, {290, 35, 1100}, {3, 1300, 70}, {1100, 5, 40}};
+    for (auto s : large) {
+        Problem p(r, s.M, s.N, s.K, elem(bf16_only), elem(bf16_only), elem(false));
+        SHOW(p);
+        visit(p);
+    }
+}
+#define NEEDS(kernel)                                                                                                  \
+    if (!cpu_kernel_available(kernel)) SKIP("this CPU lacks " + std::string(cpu_kernel_name(kernel)))
+
+} // namespace
+
+TEST_CASE("matmul_cpu: the portable kernel is the pair-order loop bit for bit, in all its forms") {
+    visit_problems(1, false, 80, [](Problem& p) {
+        auto want = p.expect([&](int m, int n) { return p.pair_order(m, n); });
+        for (CpuKernel k : {CpuKernel::portable, CpuKernel::plain, CpuKernel::avx2, CpuKernel::avx512}) {
+            CAPTURE(cpu_kernel_name(k));
+            if (cpu_kernel_available(k)) CHECK((p.run(k) == want));
+        }
+    });
+}
+TEST_CASE("matmul_cpu: dot products give the portable kernel's bits on normal numbers") {
+    NEEDS(CpuKernel::dot);
+    visit_problems(2, true, 80, [](Problem& p) { CHECK((p.run(CpuKernel::dot) == p.run(CpuKernel::portable))); });
+}
+TEST_CASE("matmul_cpu: AMX sums in tile order, bit for bit on normal numbers") {
+    NEEDS(CpuKernel::amx);
+    visit_problems(3, true, 80, [](Problem& p) {
+        CHECK((p.run(CpuKernel::amx) == p.expect([&](int m, int n) { return p.tile_order(m, n); })));
+    });
+}
+TEST_CASE("matmul_cpu: every kernel is within its derived bound of a sum in double") {
+    // Products of BF16 are exact in FP32 and in double. matmul_cpu.h derives the number of roundings; the sum in double
+    // errs by another K 2^-53, which 1.001 covers, as it does the step from n u to n u / (1 - n u).
+    const double u = 0x1p-24;
+    visit_problems(4, true, 60, [&](Problem& p) {
+        p.scale_a = p.scale_b = 1, p.with_bias = p.accumulate = false;
+        if (p.out.elem == Elem::bf16) return;
+        for (CpuKernel k : {CpuKernel::fast, CpuKernel::portable, CpuKernel::dot, CpuKernel::amx}) {
+            if (!cpu_kernel_available(k)) continue;
+            auto got = p.run(k);
+            size_t start = (size_t)(p.out.at - p.out.map);
+            double roundings = cpu_kernel_name(k) == std::string("AMX BF16") ? 15 + (p.K + 31) / 32 : p.K - 1;
+            int wrong = 0;
+            for (int m = 0; m < p.M; m++)
+                for (int n = 0; n < p.N; n++) {
+                    double sum = 0, size = 0;
+                    for (int i = 0; i < p.K; i++) {
+                        double x = (double)p.a.get(m, i) * p.b.get(n, i);
+                        sum += x, size += std::fabs(x);
+                    }
+                    float v;
+                    memcpy(&v, &got[start + 4 * (m * p.ld() + n)], 4);
+                    wrong += !(std::fabs(v - sum) <= 1.001 * roundings * u * size);
+                }
+            CHECK(wrong == 0);
+        }
+    });
+}
+TEST_CASE("matmul_cpu: an FP32 operand takes the portable kernel whatever is asked for") {
+    Random r(5);
+    for (CpuKernel k : {CpuKernel::fast, CpuKernel::dot, CpuKernel::amx}) {
+        if (!cpu_kernel_available(k)) continue;
+        for (int i = 0; i < 2; i++) {
+            Problem p(r, 33, 40, 50, i ? Elem::f32 : Elem::bf16, i ? Elem::bf16 : Elem::f32, Elem::f32);
+            CHECK((p.run(k) == p.run(CpuKernel::portable)));
+        }
+    }
+}
+TEST_CASE("matmul_cpu: any number of threads, and a parallel region around it, give the same bits") {
+#ifndef _OPENMP
+    SKIP("built without OpenMP");
+#else
+    Random r(6);
+    const int before = omp_get_max_threads();
+    struct {
+        int M, N, K;
+    } shapes[] = {{700, 300, 130}, {97, 900, 1000}, {33, 70, 4500}};
+    for (auto s : shapes)
+        for (CpuKernel k : {CpuKernel::fast, CpuKernel::portable, CpuKernel::dot}) {
+            if (!cpu_kernel_available(k)) continue;
+            Problem p(r, s.M, s.N, s.K, Elem::bf16, Elem::bf16, Elem::f32);
+            omp_set_num_threads(1);
+            auto want = p.run(k);
+            for (int threads : {2, 3, 5}) {
+                omp_set_num_threads(threads);
+                CHECK((p.run(k) == want));
+            }
+        }
+    omp_set_num_threads(3);
+    std::vector<std::unique_ptr<Problem>> p;
+    std::vector<std::vector<char>> want, got(6);
+    for (int i = 0; i < 6; i++) {
+        p.push_back(
+            std::make_unique<Problem>(r, 64, 64, 32 + i, Elem::bf16, i % 2 ? Elem::bf16 : Elem::f32, Elem::f32));
+        want.push_back(p[i]->run(CpuKernel::fast));
+    }
+#pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < 6; i++) got[i] = p[i]->run(CpuKernel::fast);
+    for (int i = 0; i < 6; i++) CHECK((got[i] == want[i]));
+    omp_set_num_threads(before);
+#endif
+}
+TEST_CASE("matmul_cpu: infinities and NaN reach their own row and column, and padding adds none") {
+    Random r(7);
+    const float inf = INFINITY;
+    for (CpuKernel k : {CpuKernel::plain, CpuKernel::avx2, CpuKernel::avx512, CpuKernel::dot, CpuKernel::amx}) {
+        if (!cpu_kernel_available(k)) continue;
+        CAPTURE(cpu_kernel_name(k));
+        for (int K : {1, 2, 31, 33, 64, 385}) {
+            Problem p(r, 19, 21, K, Elem::bf16, Elem::bf16, Elem::f32);
+            p.scale_a = p.scale_b = 1, p.with_bias = p.accumulate = false;
+            for (int n = 0; n < p.N; n++) p.b.set(n, K - 1, 2);
+            for (int m = 0; m < p.M; m++) p.a.set(m, K - 1, 2);
+            p.a.set(3, K - 1, inf), p.a.set(4, K - 1, -inf), p.a.set(5, 0, NAN), p.a.set(6, K - 1, inf);
+            p.b.set(7, K - 1, 0), p.b.set(8, K - 1, -1), p.b.set(9, K - 1, NAN), p.b.set(18, K - 1, inf);
+            auto got = p.run(k);
+            size_t start = (size_t)(p.out.at - p.out.map);
+            for (int m = 0; m < p.M; m++)
+                for (int n = 0; n < p.N; n++) {
+                    float v, want = p.pair_order(m, n);
+                    memcpy(&v, &got[start + 4 * (m * p.ld() + n)], 4);
+                    if (std::isnan(want)) CHECK(std::isnan(v));
+                    else if (std::isinf(want)) CHECK(v == want);
+                    else CHECK(std::isfinite(v));
+                }
+        }
+    }
+}
+TEST_CASE("matmul_cpu: padding an odd K keeps an accumulator of -0") {
+    // -1e-60 rounds to -0; then a pair whose second element is missing, whose first is 0 * -1 = -0
+    Random r(8);
+    Problem p(r, 1, 1, 3, Elem::f32, Elem::f32, Elem::f32);
+    p.scale_a = p.scale_b = 1, p.with_bias = p.accumulate = false;
+    const float a[] = {0, 1e-30f, 0}, b[] = {-1, -1e-30f, -1};
+    for (int k = 0; k < 3; k++) p.a.set(0, k, a[k]), p.b.set(0, k, b[k]);
+    REQUIRE(std::signbit(p.pair_order(0, 0)));
+    for (CpuKernel k : {CpuKernel::plain, CpuKernel::avx2, CpuKernel::avx512})
+        if (cpu_kernel_available(k)) CHECK((p.run(k) == p.expect([&](int m, int n) { return p.pair_order(m, n); })));
+}
+TEST_CASE("matmul_cpu: the result is rounded to BF16 once, to nearest even; NaN is 0x7fff, subnormals stay") {
+    Random r(9);
+    std::vector<uint32_t> special = {0x7f7fffff, 0x7f7f7fff, 0x7f7f8000, 0x7f800000, 0xff800000,
+                                     0x7f800001, 0xffc00000, 0x00000001, 0x00007fff, 0x00008000,
+                                     0x00008001, 0x007fffff, 0x3f808000, 0x3f818000};
+    for (int i = 0; i < 40000; i++) special.push_back((uint32_t)r() | (i % 2) << 15);
+    const int M = (int)special.size();
+    Problem p(r, M, 1, 1, Elem::f32, Elem::f32, Elem::bf16);
+    p.scale_a = p.scale_b = 1, p.with_bias = p.accumulate = false;
+    for (int m = 0; m < M; m++) p.a.set(m, 0, from_bits(special[m]));
+    p.b.set(0, 0, 1);
+    auto want = p.expect([&](int m, int) { return from_bits(special[m]) + 0.0f; }); // an accumulator starts at +0
+    for (CpuKernel k : {CpuKernel::plain, CpuKernel::avx2, CpuKernel::avx512})
+        if (cpu_kernel_available(k)) CHECK((p.run(k) == want));
+}
+TEST_CASE("matmul_cpu: a negative size or a kernel that is not there is an error, not a crash") {
+    CHECK_THROWS(
+        matmul_cpu({.out = nullptr, .out_elem = Elem::f32, .ld_out = 1, .M = -1, .N = 1, .K = 1, .a = {}, .b = {}}));
+    for (CpuKernel k : {CpuKernel::dot, CpuKernel::amx, CpuKernel::avx2, CpuKernel::avx512}) {
+        uint16_t one = 0x3f80;
+        float out = 0;
+        Operand o = {&one, Elem::bf16, true, 1};
+        Gemm g = {.out = &out, .out_elem = Elem::f32, .ld_out = 1, .M = 1, .N = 1, .K = 1, .a = o, .b = o};
+        if (cpu_kernel_available(k)) CHECK_NOTHROW(matmul_cpu(g, k));
+        else CHECK_THROWS(matmul_cpu(g, k));
+        CHECK(out == (cpu_kernel_available(k) ? 1 : 0));
+    }
+}
