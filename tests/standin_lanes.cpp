@@ -1,0 +1,263 @@
+// The device's side of the seam, on a GPU made of fibers: every verb and every operation returns the host's bits.
+#include "close.h"
+#include "documented.h"
+#include "drive.h"
+#include "standin.h"
+
+static_assert(std::is_same_v<act, bf16>);
+using Acts = std::vector<act>;
+using Reals = std::vector<real>;
+
+// What `work` appends to its argument, once on the host, once on the stand-in in each order of lanes: the same bits.
+template <class F> static void check_both_machines(const std::string& what, F work) {
+    machine.kernels = Kernels::reference;
+    Reals host, device;
+    work(host);
+    machine.gpu = true;
+    for (bool descending : {false, true}) {
+        standin = {.descending = descending};
+        device.clear();
+        work(device);
+        CHECK(standin.warps > 0);
+        check_same_bits(what + (descending ? ", lane 31 first" : ", lane 0 first"), device, host);
+    }
+    machine.gpu = false;
+}
+template <class T> static void append(Reals& all, const std::vector<T>& x) {
+    for (const T& v : x) all.push_back((real)v);
+}
+
+TEST_CASE("stand-in: sum, max and max_nan give every lane the host's bits and those of the documented order") {
+    machine.gpu = true;
+    const Acts a = normals<act>(700, 1);
+    const Reals b = normals<real>(700, 2);
+    for (int n : {0, 1, 2, 3, 4, 5, 31, 32, 33, 126, 127, 128, 129, 130, 131, 132, 255, 256, 260, 517, 640})
+        for (int at : {0, 1, 2, 3, 4})    // of the BF16 row; packs at 0 and 4
+            for (int bt : {0, 1, 2, 4}) { // of the FP32 row
+                const act* x = a.data() + at;
+                const real* y = b.data() + bt;
+                auto times = [](real x, real y) { return x * y - 1; };
+                Reals sum(LANES), top(LANES), top_nan(LANES);
+                real *s = sum.data(), *t = top.data(), *u = top_nan.data();
+                for_rows("reduce", 0, 1, [=](Lanes g, int) {
+                    int lane = thread_index() % LANES;
+                    s[lane] = g.sum(n, times, x, y), t[lane] = g.max(n, times, x, y),
+                    u[lane] = g.max_nan(n, times, x, y);
+                });
+                real want = documented_sum(n, [&](int i) { return times(x[i], y[i]); });
+                real want_top = documented_max(n, [&](int i) { return times(x[i], y[i]); });
+                check_same_bits("sum", sum, Reals(LANES, want)), check_same_bits("max", top, Reals(LANES, want_top));
+                check_same_bits("max_nan", top_nan, Reals(LANES, want_top));
+                REQUIRE(!on_device());
+                CHECK(bits_as<uint32_t>(Lanes().sum(n, times, x, y)) == bits_as<uint32_t>(want));
+                CHECK(bits_as<uint32_t>(Lanes().max(n, times, x, y)) == bits_as<uint32_t>(want_top));
+            }
+    machine.gpu = false;
+}
+TEST_CASE("stand-in: max ignores NaN and max_nan keeps it on the device too") {
+    machine.gpu = true;
+    for (int n : {1, 5, 129})
+        for (int bad = 0; bad < n; bad++) {
+            Reals x(n, -3), out(2);
+            x[bad] = NAN;
+            real *o = out.data(), *p = x.data();
+            for_rows("max", 0, 1, [=](Lanes g, int) {
+                real m = g.max(
+                         n, [](real x) { return x; }, p),
+                     k = g.max_nan(
+                         n, [](real x) { return x; }, p);
+                if (g.first()) o[0] = m, o[1] = k;
+            });
+            REQUIRE(out[0] == (n == 1 ? -INFINITY : -3));
+            REQUIRE(std::isnan(out[1]));
+        }
+    machine.gpu = false;
+}
+TEST_CASE("stand-in: map, each and sum_down touch every element once, by its owner, and nothing else") {
+    for (int n : {0, 1, 3, 4, 5, 31, 33, 127, 128, 129, 131, 132, 300})
+        for (int at : {0, 1, 2, 4}) {
+            const Acts a = normals<act>(310, 1);
+            const Reals b = normals<real>(310, 2);
+            INFO("n ", n, " offset ", at);
+            check_both_machines("map", [&](Reals& all) {
+                Acts y(310, act(5.0f)), z = a;
+                Reals each(310), owner(310);
+                act *q = y.data() + at, *in_place = z.data() + at;
+                const act* x = a.data() + at;
+                const real* w = b.data() + at;
+                real *e = each.data(), *o = owner.data();
+                for_rows("map", 0, 1, [=](Lanes g, int) {
+                    g.map(
+                        n, q, [](real x, real w) { return x * w; }, x, w);
+                    g.map(
+                        n, in_place, [](real x, real w) { return x - w; }, in_place, w);
+                    g.each(n, [=](int i) { e[i] += 1 + i; });
+                    for (int i = 0; i < n; i++)
+                        if (g.owns(i)) q[i] = act((real)q[i] * 2), o[i] += 1; // no sync: it is the lane that stored it
+                });
+                append(all, y), append(all, z), append(all, each), append(all, owner);
+            });
+            for (int C : {1, 4, 7, 128}) {
+                if (C > n) continue;
+                check_both_machines("sum_down", [&](Reals& all) {
+                    Reals out(C + 4, 9);
+                    real* o = out.data();
+                    const act* x = a.data() + at;
+                    const real* w = b.data() + at;
+                    int R = n / C;
+                    auto term = [](int r, real x, real w) { return (r + 1) * x * w; };
+                    for_rows("sum_down", 0, 1, [=](Lanes g, int) { g.sum_down(R, C, C, o, term, x, w); });
+                    append(all, out);
+                });
+            }
+        }
+}
+TEST_CASE("stand-in: lanes that part ways are an error, not a wrong number") {
+    machine.gpu = true;
+    CHECK_THROWS_AS(for_rows("some", 0, 1,
+                             [](Lanes g, int) {
+                                 if (!g.owns(5)) g.sync();
+                             }),
+                    Error);
+    CHECK_THROWS_AS(for_rows("mask", 0, 1, [](Lanes g, int) { shfl_xor(1.0f, g.first() ? 1 : 2); }), Error);
+    machine.gpu = false;
+}
+TEST_CASE("stand-in: a launch runs every row once, and the last block's spare warps return") {
+    machine.gpu = true;
+    for (size_t N : {1, 7, 8, 9, 100}) {
+        std::vector<int> visits(N);
+        int* v = visits.data();
+        standin = {};
+        for_rows("visit", 0, N, [=](Lanes g, int n) {
+            if (g.first()) v[n]++;
+        });
+        for (int n : visits) REQUIRE(n == 1);
+        CHECK(standin.warps == (long)(N + 7) / 8 * 8);
+    }
+    machine.gpu = false;
+}
+
+// Rows are aligned to packs where C is a multiple of 4 and the base is offset by 0 or 4 elements, else not.
+TEST_CASE("stand-in: every operation returns the host's bits, on aligned and on misaligned rows") {
+    for (int C : {1, 3, 4, 31, 64, 127, 130, 132, 257})
+        for (int at : {0, 1, 4}) {
+            INFO("C ", C, " offset ", at);
+            const int N = C == 130 || C == 132 ? 66 : 6, V = C, B = 3, T = N / 3;
+            const size_t n = (size_t)N * C;
+            auto acts = [&](uint64_t seed) { return normals<act>(n + 4, seed); };
+            auto reals = [&](size_t n, uint64_t seed) { return normals<real>(n + 4, seed); };
+            const Acts x = acts(1), dy = acts(2), dx0 = acts(5);
+            const Reals w = reals(C, 3), b = reals(C, 4), wte0 = reals(V * C, 9), wpe0 = reals(T * C, 10),
+                        p0 = reals(n, 11);
+            const Reals m0 = reals(n, 12), grad = reals(n, 13);
+            check_both_machines("layernorm", [&](Reals& all) {
+                Acts y(n + 4), dx = dx0;
+                Reals mean(N), rstd(N), dw = reals(C, 6), db = reals(C, 7), partial(2 * panels(N) * C + 4);
+                layernorm_forward(&y[at], mean.data(), rstd.data(), &x[at], &w[at], &b[at], N, C);
+                layernorm_backward(&dx[at], &dw[at], &db[at], &dy[at], &x[at], mean.data(), rstd.data(), &w[at],
+                                   &partial[at], N, C);
+                append(all, y), append(all, dx), append(all, mean), append(all, rstd), append(all, dw), append(all, db);
+                Acts y2(n + 4), dx2 = dx0;
+                for (int i = 0; i < N; i++) {
+                    real m, r;
+                    size_t row = at + (size_t)i * C;
+                    documented_layernorm(&y2[row], &m, &r, &x[row], &w[at], &b[at], C);
+                    documented_layernorm_backward(&dx2[row], &dy[row], &x[row], m, r, &w[at], C);
+                }
+                check_same_bits("y, documented order", y, y2), check_same_bits("dx, documented order", dx, dx2);
+            });
+            check_both_machines("gelu, residual", [&](Reals& all) {
+                Acts y(n + 4), z(n + 4), dx = dy;
+                gelu_forward(&y[at], &x[at], n);
+                gelu_backward(&dx[at], &dx[at], &x[at], n);
+                residual_forward(&z[at], &x[at], &y[at], n);
+                append(all, y), append(all, z), append(all, dx);
+                fill_zero(&z[at], n);
+                append(all, z);
+            });
+            check_both_machines("classifier", [&](Reals& all) {
+                for (bool gradient : {false, true}) {
+                    Acts logits = x;
+                    Reals loss(N, NAN);
+                    std::vector<int> targets(N);
+                    for (int i = 0; i < N; i++) targets[i] = i % 4 == 1 ? -1 : i * 5 % V;
+                    classifier(loss.data(), &logits[at], targets.data(), 0.1f, gradient, N, V);
+                    append(all, loss), append(all, logits);
+                }
+            });
+            check_both_machines("bias", [&](Reals& all) {
+                Reals db = reals(C, 8), partial(panels(N) * C + 4);
+                bias_backward(&db[at], &dy[at], &partial[at], N, C);
+                append(all, db);
+            });
+            check_both_machines("embedding", [&](Reals& all) {
+                Reals wte = wte0, wpe = wpe0;
+                Acts out(n + 4);
+                std::vector<int> tokens(N), distinct, first, positions;
+                for (int i = 0; i < N; i++) tokens[i] = i * i % V;
+                for (int v = 0; v < V; v++) {
+                    size_t before = positions.size();
+                    for (int i = 0; i < N; i++)
+                        if (tokens[i] == v) positions.push_back(i);
+                    if (positions.size() > before) distinct.push_back(v), first.push_back((int)before);
+                }
+                first.push_back(N);
+                embedding_forward(&out[at], tokens.data(), &wte[at], &wpe[at], B, T, C);
+                TokenIndex index = {(int)distinct.size(), distinct.data(), first.data(), positions.data()};
+                embedding_backward_tokens(&wte[at], &dy[at], index, N, C);
+                embedding_backward_positions(&wpe[at], &dy[at], B, T, C);
+                append(all, out), append(all, wte), append(all, wpe);
+            });
+            check_both_machines("adamw", [&](Reals& all) {
+                Reals p = p0, m = m0, v(n + 4, 0.5f), squares(pieces(n));
+                Acts q(n + 4);
+                round_to_operand(&q[at], &p[at], n);
+                append(all, q);
+                adamw(&p[at], &q[at], &m[at], &v[at], &grad[at], n,
+                      {0.01f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.5f, 0.6f, 0.7f});
+                squares_of(squares.data(), &grad[at], n);
+                append(all, p), append(all, q), append(all, m), append(all, v), append(all, squares);
+            });
+        }
+}
+TEST_CASE("stand-in: attention's row functions return the host's bits, heads of any size") {
+    for (Heads d : {Heads{1, 1, 1, 1}, {2, 7, 3, 5}, {1, 40, 2, 4}, {1, 34, 1, 33}, {1, 131, 1, 2}, {1, 9, 1, 130}})
+        for (int at : {0, 1}) {
+            INFO("B ", d.B, " T ", d.T, " NH ", d.NH, " HS ", d.HS, " offset ", at);
+            size_t n = d.B * d.T * d.C(), square = d.rows() * d.T;
+            const Acts qkv = normals<act>(3 * n + 1, 1), dout = normals<act>(n + 1, 2);
+            check_both_machines("attention", [&](Reals& all) {
+                Acts o(n + 1), dqkv(3 * n + 1), p(square, act(NAN)), ds(square, act(NAN));
+                Reals lse(d.rows()), s(square, NAN), dp(square, NAN); // NaN: a lane that reads too early shows
+                AttentionScratch scratch = {s.data(), dp.data(), p.data(), ds.data()};
+                attention_forward(&o[at], lse.data(), &qkv[at], scratch, d);
+                std::fill(s.begin(), s.end(), NAN), std::fill(p.begin(), p.end(), act(NAN));
+                attention_backward(&dqkv[at], &dout[at], &qkv[at], &o[at], lse.data(), scratch, d);
+                append(all, o), append(all, lse), append(all, dqkv);
+                for (real x : all) REQUIRE(std::isfinite(x));
+            });
+        }
+}
+TEST_CASE("stand-in: two training steps of a whole model return the host's bits") {
+    for (Config c : {Config{2, 3, 15, 7, 23}, {1, 2, 8, 9, 130}})
+        check_both_machines("model", [&](Reals& all) {
+            const int B = 2, T = c.seq_len, N = B * T;
+            GPT g;
+            allocate(g, c, Use::training, B, T);
+            initialise(g, 3);
+            std::vector<int> tokens(N), targets(N);
+            for (int i = 0; i < N; i++) tokens[i] = i * i % c.vocab, targets[i] = i == 2 ? -1 : i * 3 % c.vocab;
+            for (int t = 1; t <= 2; t++) {
+                set_batch(g, tokens, targets);
+                all.push_back((real)gpt_forward(g, B, T, 1.0f / N));
+                gpt_backward(g, B, T, t == 2);
+                double norm = gradient_norm(g);
+                all.push_back((real)norm);
+                update(g, t, 1e-2, 0.1, 1, norm);
+            }
+            for_each_param(g, [&](const std::string&, Param& p) {
+                all.insert(all.end(), p.w, p.w + p.size()), all.insert(all.end(), p.grad, p.grad + p.size());
+            });
+            release(g);
+        });
+}
