@@ -127,10 +127,13 @@ static std::vector<int> sample_tokens(GPT& g, std::vector<int> text, int count, 
     }
     return text;
 }
-// Bytes as text; larger vocabularies as numbers, for want of a tokenizer.
+// Bytes as text, control characters as ? (an untrained model would play with the terminal); larger vocabularies as
+// numbers, for want of a tokenizer.
 static std::string show_tokens(const std::vector<int>& tokens, int V) {
     std::string s;
-    for (int t : tokens) s += V <= 256 ? std::string(1, (char)t) : std::to_string(t) + " ";
+    for (int t : tokens)
+        if (V > 256) s += std::to_string(t) + " ";
+        else s += (t < ' ' && t != '\n' && t != '\t') || t == 127 ? '?' : (char)t;
     return s;
 }
 static std::vector<int> prompt_tokens(const std::string& prompt, int V) {
@@ -294,6 +297,8 @@ static int train_command(const Options& o) {
     Data data = open_data(o.data, o.val_data);
     Config config = config_of(o, std::max(data.train->vocab, data.val->vocab));
     match_layers(o.skip, linear_names(config.layers));
+    if (o.data == "builtin" && config.vocab < 256)
+        fail("a vocabulary of %d, and --data builtin has bytes, 256 of them", config.vocab);
     data.train->vocab = data.val->vocab = config.vocab; // a token at or above is an error where it is read
     Trainer run = {o, config, std::move(data), Log(make_run_dir(o.out))};
     if (run.T() > config.seq_len) fail("--seq-len %d: the checkpoint has %d positions", run.T(), config.seq_len);
@@ -313,7 +318,6 @@ static int train_command(const Options& o) {
     note("%s. %d layers, %d heads, %d channels, %d positions, vocabulary %d: %.3f M parameters, %.2f GB. Writing to %s",
          device.c_str(), config.layers, config.heads, config.channels, config.seq_len, config.vocab, params / 1e6,
          shape.arena.used / 1e9, run.log.dir.c_str());
-    if (o.data == "builtin" && config.vocab < 256) fail("--vocab %d: --data builtin has bytes, 256 of them", config.vocab);
 
     catch_signals();
     bool diverged = false;

@@ -239,7 +239,7 @@ struct Lanes {
 
   private:
     // The host's ragged end: f sees copies padded with zeros to a whole vector, so that it vectorizes too.
-    template <class F, class... A> INLINE static void with_tail(int n, F f, const A*... a) {
+    template <class F, class... A> HD INLINE static void with_tail(int n, F f, const A*... a) {
         auto padded = [n](const auto* from) {
             Tail<std::remove_cvref_t<decltype(*from)>> t = {};
             memcpy(t.v, from, n * sizeof(t.v[0]));
