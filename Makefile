@@ -44,7 +44,7 @@ WIDE     := $(shell echo 'int main(){}' | $(CXX) -x c++ $(MARCHFLAG) -mprefer-ve
 NUMERIC  := -ffp-contract=off -fno-math-errno -fno-trapping-math
 NORESTRICT := $(if $(findstring clang,$(shell $(CXX) --version)),,-Wno-restrict) # g++ 12 sees ghosts in std::string
 VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo unversioned)
-HOST     := $(OPT) $(MARCHFLAG) $(WIDE) $(NUMERIC) $(OPENMP) -Wall -Wextra -Wno-unknown-pragmas $(NORESTRICT) $(SAN)
+HOST     := $(OPT) $(MARCHFLAG) $(WIDE) $(NUMERIC) $(OPENMP) -Wall -Wextra -Wno-unknown-pragmas -Wno-psabi $(NORESTRICT) $(SAN)
 KNOWN_ACT := bf16:test: float:f32:-DACT_FLOAT double:f64:-DREAL_DOUBLE standin:standin:-DULP_STANDIN
 THIS_ACT := $(subst :, ,$(or $(filter $(ACT):%,$(KNOWN_ACT)),$(error ACT=$(ACT) is not one of bf16 float)))
 PREFIX   := $(word 2,$(THIS_ACT))
@@ -55,7 +55,7 @@ LDLIBS   += $(OPENMP) -pthread
 comma    := ,
 GENCODE   = $(foreach a,$(ARCHS),-gencode arch=compute_$(a)$(comma)code=sm_$(a)) $(if $(filter all,$(ARCH)),-gencode arch=compute_120$(comma)code=compute_120)
 NVFLAGS   = -x cu -std=c++20 -O3 -fmad=false --extended-lambda --expt-relaxed-constexpr $(GENCODE) -Xcudafe --display_error_number \
-            $(DEFS) -MMD -MP -I. -Xcompiler $(subst $() ,$(comma),$(strip $(OPT) $(MARCHFLAG) $(WIDE) $(NUMERIC) $(OPENMP) -Wall -Wextra -Wno-unknown-pragmas -Wno-unused-parameter))
+            $(DEFS) -MMD -MP -I. -Xcompiler $(subst $() ,$(comma),$(strip $(OPT) $(MARCHFLAG) $(WIDE) $(NUMERIC) $(OPENMP) -Wall -Wextra -Wno-unknown-pragmas -Wno-psabi -Wno-unused-parameter))
 
 # Objects of different kinds never share a folder, so that changing ARCH, ACT or the sanitizer needs no `make clean`.
 KIND  := $(if $(ARCHS),sm$(subst $() ,-,$(ARCHS)),cpu)-$(ACT)$(if $(SAN),-san)
