@@ -14,6 +14,7 @@
 
 namespace fs = std::filesystem;
 
+namespace {
 struct Scratch { // a directory of our own, gone at the end
     std::string dir;
     Scratch() {
@@ -23,6 +24,7 @@ struct Scratch { // a directory of our own, gone at the end
     ~Scratch() { fs::remove_all(dir); }
     std::string operator/(const std::string& name) const { return dir + "/" + name; }
 };
+} // namespace
 static std::string error_of(const std::function<void()>& f) {
     try {
         f();
@@ -31,6 +33,7 @@ static std::string error_of(const std::function<void()>& f) {
 }
 static bool says(const std::string& error, const std::string& what) { return error.find(what) != error.npos; }
 
+namespace {
 // A model's parameters in our memory, every element different from its neighbours.
 struct Model {
     Config c;
@@ -66,8 +69,10 @@ struct Model {
         for (auto& m : memory) std::fill(m->begin(), m->end(), -1.0f);
     }
 };
+} // namespace
 static const Config tiny = {.layers = 2, .heads = 3, .channels = 6, .seq_len = 5, .vocab = 11};
 
+namespace {
 // The tensors of a published file as a test likes them: a list to change before it is written.
 struct Published {
     std::vector<TensorOut> tensors;
@@ -91,6 +96,7 @@ struct Published {
         throw std::out_of_range(name);
     }
 };
+} // namespace
 
 TEST_CASE("checkpoint: what is saved is loaded back bit for bit, with the model's sizes") {
     Scratch scratch;

@@ -13,6 +13,7 @@
 
 namespace fs = std::filesystem;
 
+namespace {
 struct Scratch { // a directory of our own, gone at the end
     std::string dir;
     Scratch() {
@@ -22,6 +23,7 @@ struct Scratch { // a directory of our own, gone at the end
     ~Scratch() { fs::remove_all(dir); }
     std::string operator/(const std::string& name) const { return dir + "/" + name; }
 };
+} // namespace
 static std::string error_of(const std::function<void()>& f) {
     try {
         f();
