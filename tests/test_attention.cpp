@@ -2,6 +2,8 @@
 #include "close.h"
 #include "ops/attention.cuh"
 
+namespace { // test files share one program
+
 using Acts = std::vector<act>;
 using Reals = std::vector<real>;
 using Vector = std::vector<double>;
@@ -145,3 +147,5 @@ TEST_CASE("attention: a token sees no later one; large scores neither overflow n
         check_same_bits("o before the change", b.o, a.o);
     }
 }
+
+} // namespace

@@ -13,6 +13,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+namespace { // test files share one program
+
 namespace fs = std::filesystem;
 using std::string;
 
@@ -261,3 +263,5 @@ TEST_CASE("--help lists the options of every command and --version says what was
     }
     CHECK(run(TRAIN, "--version").out.rfind("ulp ", 0) == 0);
 }
+
+} // namespace

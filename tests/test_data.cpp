@@ -10,6 +10,8 @@
 #include <set>
 #include <unistd.h>
 
+namespace { // test files share one program
+
 // A directory that goes away with the test, and files in it.
 struct Scratch {
     std::string dir;
@@ -327,3 +329,5 @@ TEST_CASE("the token index lists every distinct token with its positions, as a n
         }
     }
 }
+
+} // namespace

@@ -4,6 +4,8 @@
 #include "ops/elementwise.cuh"
 #include "ops/layernorm.cuh"
 
+namespace { // test files share one program
+
 static bool same(real a, real b) { return bits_as<uint32_t>(a) == bits_as<uint32_t>(b); }
 
 TEST_CASE("sum and max return the bits of the documented order, at every length and alignment") {
@@ -131,3 +133,5 @@ TEST_CASE("for_rows runs every row once for any number of threads, and counts wh
     }
     CHECK_THROWS_AS(for_rows("visit", 0, (size_t)1 << 31, [](Lanes, int) {}), Error);
 }
+
+} // namespace

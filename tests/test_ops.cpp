@@ -5,6 +5,8 @@
 #include "documented.h"
 #include "drive.h"
 
+namespace { // test files share one program
+
 static const double H = 0x1p-8, U = 0x1p-24, TINY = 0x1p-133;         // TINY: BF16 subnormals
 static double roundings_of_sum(int n) { return (n + 127) / 128 + 7; } // that one term of Lanes::sum goes through
 using Acts = std::vector<act>;
@@ -381,3 +383,5 @@ TEST_CASE("every operation returns the same bits with 1, 2 and 3 threads") {
     }
     machine.kernels = Kernels::fast;
 }
+
+} // namespace

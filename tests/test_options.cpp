@@ -5,6 +5,8 @@
 #include <functional>
 #include <sstream>
 
+namespace { // test files share one program
+
 using Words = std::vector<std::string>;
 
 static Options parse(const Words& words) {
@@ -382,3 +384,5 @@ TEST_CASE("a skip pattern that matches nothing is refused, and the names are lis
     for (int i = 0; i < 40; i++) stars += "*c";
     CHECK(has(usage_error([&] { match_layers(stars, names); }), "matches no layer"));
 }
+
+} // namespace
