@@ -19,11 +19,12 @@ passed=0 failed=0 skipped=0
 for act in bf16 float double standin; do
     program=build/cpu-$act$suffix/tests/all
     build ACT=$act "$program" || continue
-    "$program" >"$log" 2>&1 || echo "--- $act: failures:"
-    grep -vE '^count:|^\[doctest\] (doctest version|run with)|^=+$|Status: SUCCESS' "$log"
+    "$program" >"$log" 2>&1 || echo "--- $act: failures follow"
+    grep -avE '^count:|^\[doctest\]|^=+$' "$log"
     count=$(sed -n 's/^count: \([0-9]*\) passed, \([0-9]*\) failed, \([0-9]*\) skipped$/\1 \2 \3/p' "$log")
     [ -n "$count" ] || { echo "--- $act: the test program died"; failed=$((failed + 1)); continue; }
     set -- $count
+    echo "--- $act: $1 passed, $2 failed, $3 skipped"
     passed=$((passed + $1)) failed=$((failed + $2)) skipped=$((skipped + $3))
 done
 failed=$((failed + failed_builds))
