@@ -89,9 +89,9 @@ TESTS    := $(patsubst %.cpp,$(B)/%.o,$(wildcard tests/$(PREFIX)_*.cpp)) $(B)/te
 TESTFLAGS = $(filter-out -O3,$(CXXFLAGS)) -O2 -isystem build/doctest $(addprefix -isystem ,$(wildcard $(patsubst %/bin/nvcc,%/include,$(NVCC)) /usr/local/cuda/include))
 DOCTEST  := build/doctest/doctest/doctest.h
 test:
-	@tests/run.sh
+	+@tests/run.sh
 asan:
-	@SAN="-fsanitize=address,undefined -fno-sanitize-recover=all" tests/run.sh
+	+@SAN="-fsanitize=address,undefined -fno-sanitize-recover=all" tests/run.sh
 $(B)/tests/all: $(TESTS) $(PLAIN)
 	$(CXX) $(SAN) -o $@ $^ $(LDLIBS)
 $(B)/tests/%.o: tests/%.cpp Makefile $(DOCTEST)

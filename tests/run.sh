@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 log=$(mktemp) && trap 'rm -f "$log"' EXIT
 failed_builds=0
 build() { # make arguments
-    make -s -j2 CUDA=0 "SAN=${SAN:-}" "$@" >"$log" 2>&1 && return
+    make -s CUDA=0 "SAN=${SAN:-}" "$@" >"$log" 2>&1 && return
     echo "--- make $* failed:"; cat "$log"; failed_builds=$((failed_builds + 1)); return 1
 }
 suffix=${SAN:+-san}
