@@ -74,8 +74,7 @@ SafetensorsHeader parse_safetensors(std::string_view start, size_t file_size, co
             bad("\"__metadata__\" must map texts to texts");
     }
     std::sort(h.tensors.begin(), h.tensors.end(), [](const TensorInfo& a, const TensorInfo& b) {
-        return a.begin != b.begin ? a.begin < b.begin
-                                  : a.end < b.end; // an empty tensor before the one that begins there
+        return std::pair(a.begin, a.end) < std::pair(b.begin, b.end); // an empty one before the one that begins there
     });
     for (const TensorInfo& t : h.tensors) {
         if (t.begin < covered) bad(t.text() + format(" begins at byte %zu, inside the one before it", t.begin));
