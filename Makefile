@@ -8,7 +8,7 @@ NVCC     ?= $(firstword $(wildcard $(addsuffix /nvcc,$(subst :, ,$(PATH)) /usr/l
 CUDA     ?= auto
 MARCH    ?= native
 ACT      ?= bf16
-OPT      ?= -O3
+OPT      ?= $(if $(SAN),-O1,-O3)
 ALL_ARCH := 80 89 90a 100f 120f
 
 # --- which machine are we building for? --------------------------------------------------------------------------
@@ -86,7 +86,7 @@ $(B)/%.o: %.cpp Makefile
 # Four programs, by what `act` is: tests/test_*.cpp as in ./train, f32_*.cpp as in ./train-f32, f64_*.cpp with
 # real = act = double for finite differences, standin_*.cpp with the GPU's code run on the CPU.
 TESTS    := $(patsubst %.cpp,$(B)/%.o,$(wildcard tests/$(PREFIX)_*.cpp)) $(B)/tests/main.o
-TESTFLAGS = $(filter-out -O3,$(CXXFLAGS)) -O2 -isystem build/doctest $(addprefix -isystem ,$(wildcard $(patsubst %/bin/nvcc,%/include,$(NVCC)) /usr/local/cuda/include))
+TESTFLAGS = $(filter-out -O3,$(CXXFLAGS)) $(if $(SAN),-O1,-O2) -isystem build/doctest $(addprefix -isystem ,$(wildcard $(patsubst %/bin/nvcc,%/include,$(NVCC)) /usr/local/cuda/include))
 DOCTEST  := build/doctest/doctest/doctest.h
 test:
 	+@tests/run.sh
