@@ -6,7 +6,7 @@
 static_assert(std::is_same_v<act, double> && std::is_same_v<real, double>);
 using Vector = std::vector<double>;
 
-// df/dx by central differences D(h) = f' + h^2 f'''/6 + ..., extrapolated to R(h) = (4 D(h) - D(2h)) / 3, whose error is
+// df/dx by central differences D(h) = f' + h^2 f'''/6 + .., extrapolated to R(h) = (4 D(h) - D(2h)) / 3, whose error is
 // -h^4 f^(5)/30. R(2h) is off by 16 times as much, so |R(2h) - R(h)| is 15 times the error of R(h): that is the
 // tolerance, plus the rounding of f: k roundings of 2^-53 of its terms, divided by h. `size` bounds the sum of f's
 // terms; k is 64 at most here, weighed by 4/3 + 1/6 in R.

@@ -3,8 +3,8 @@
 // - A warp is 32 fibers that take turns: each runs until it shuffles or synchronises, then the next one does. Lanes
 //   therefore see each other's stores only across those points, as a GPU promises no more. Both orders of taking turns
 //   are offered, so that a missing sync() shows in one of them.
-// - Lanes that part ways (one shuffles where another returns, or with another mask) are an error here; a real warp hangs
-//   or reads garbage.
+// - Lanes that part ways (one shuffles where another returns, or with another mask) are an error here; a real warp
+//   hangs or reads garbage.
 // - Only -DULP_STANDIN builds include this, and exactly one file of the program is standin_machine.cpp.
 #pragma once
 #include "ops/lanes.cuh"

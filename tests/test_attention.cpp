@@ -79,7 +79,7 @@ TEST_CASE("attention equals the textbook with every kernel, forward and backward
                         top = std::max(top, s[j]), bottom = std::min(bottom, s[j]), worst = std::max(worst, s_off[j]);
                     }
                     for (int j = 0; j <= t; j++) sum += exp(s[j] - top);
-                    // p = exp(s - top) / sum: both sides carry the errors of s, of s - top, of exp_ (2 ulp), the sum its own
+                    // p = exp(s - top) / sum: both carry the errors of s, s - top and exp_ (2 ulp), the sum its own
                     double sum_off = worst + (top - bottom + 4 + sum_of_T) * U;
                     double p_off = sum_off + worst + (top - bottom + 4 + 3) * U;
                     lse[row] = log(sum) + top;

@@ -50,16 +50,15 @@ template <class F, class G> static double window(F ours, G exact, float x, int e
                 if (!std::isnan(ours(f))) return INFINITY;
             } else if (std::isinf(want)) {
                 if (ours(f) != want) return INFINITY;
-            } else
-                worst = std::max(worst, ulps(ours(f), want));
+            } else worst = std::max(worst, ulps(ours(f), want));
         }
     return worst;
 }
-// Every 1009th FP32 (all 2^32 would take minutes), and windows around what is special; libm's double is the oracle, whose
+// Every 1009th FP32 (all 2^32 would take minutes), and windows around what is special. The oracle is libm's double, whose
 // error of 2^-53 relative is 2^-29 of an FP32 ulp.
 template <class F, class G> static double worst_error(F ours, G exact, std::vector<float> special) {
     double worst = 0;
-    for (uint64_t u = 0; u <= 0x7f800000; u += 1009) worst = std::max(worst, window(ours, exact, bits_as<float>((uint32_t)u), 0));
+    for (uint32_t u = 0; u <= 0x7f800000; u += 1009) worst = std::max(worst, window(ours, exact, bits_as<float>(u), 0));
     for (float x : {0.0f, 0x1p-149f, 0x1p-126f, 0x1p-24f, 0.5f, 1.0f, 2.0f, 0x1p127f, INFINITY}) special.push_back(x);
     for (float x : special) worst = std::max(worst, window(ours, exact, x, 1000));
     return worst;

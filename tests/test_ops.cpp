@@ -1,6 +1,6 @@
 // Every operation against a textbook loop in double, from the very numbers that the operation read. Bounds: H = 2^-8 is
 // the relative error of one rounding to BF16, U = 2^-24 that of one to FP32, and an FP32 result that went through k
-// roundings is within k U of the sum of its terms' magnitudes (first order; k is rounded up, which pays for the second).
+// roundings is within k U of the sum of its terms' magnitudes (first order; k is rounded up and pays for the second).
 #include "close.h"
 #include "documented.h"
 #include "drive.h"
@@ -160,7 +160,7 @@ TEST_CASE("gelu equals the textbook within BF16 rounding on every finite BF16, f
         y1[i] = 0.5 * v * (1 + t);
         y_bound[i] = H * fabs(y1[i]) + 0.5 * a * (t_off + 2 * U) + TINY;
         dx1[i] = dy[i] * (0.5 * (1 + t) + 0.5 * v * steep * du);
-        // 1 - t^2 is off by 2 t_off and a rounding; where it vanishes (|x| > 10: t is 1 on both sides) so does its error
+        // 1 - t^2 is off by 2 t_off and a rounding; where it vanishes (|x| > 10: t is 1 for both) so does its error
         double off = 0.5 * t_off + 2 * U + (a > 10 ? 0 : 0.5 * a * du * (2 * t_off + 2 * U + 8 * U * steep));
         dx_bound[i] = H * fabs(dx1[i]) + fabs(dy[i]) * off + TINY;
     }
