@@ -8,10 +8,12 @@ using Acts = std::vector<act>;
 using Reals = std::vector<real>;
 using Vector = std::vector<double>;
 
+namespace { // test files share one program
 struct Result {
     Acts o, dqkv;
     Reals lse;
 };
+} // namespace
 static Result attend(Kernels kernels, Heads d, const Acts& qkv, const Acts& dout, const Acts* o_given = nullptr,
                      const Reals* lse_given = nullptr) {
     machine.kernels = kernels;

@@ -54,7 +54,7 @@ template <class F, class G> static double window(F ours, G exact, float x, int e
         }
     return worst;
 }
-// Every 1009th FP32 (all 2^32 would take minutes), and windows around what is special. The oracle is libm's double, whose
+// Every 1009th FP32 (2^32 would take minutes), and windows around what is special. The oracle is libm's double, whose
 // error of 2^-53 relative is 2^-29 of an FP32 ulp.
 template <class F, class G> static double worst_error(F ours, G exact, std::vector<float> special) {
     double worst = 0;

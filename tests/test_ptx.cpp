@@ -5,6 +5,8 @@
 #include <sstream>
 #include <stdlib.h>
 
+namespace { // test files share one program
+
 namespace fs = std::filesystem;
 static std::string find_nvcc() {
     std::istringstream path(std::string(getenv("PATH") ? getenv("PATH") : "") + ":/usr/local/cuda/bin");
@@ -68,3 +70,5 @@ void use(act* y, real* f, const act* x, int N, int C) {
         CHECK_MESSAGE(count(body, "ld.global", fp32) >= k.fp32, k.launcher);
     }
 }
+
+} // namespace
