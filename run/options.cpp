@@ -248,10 +248,9 @@ Options parse_options(int argc, const char* const* argv) {
     for (auto& w : words) o.help |= w == "--help" || w == "-h", o.version |= w == "--version";
     if (o.help || o.version) return o;
 
-    // Three layers, the later over the earlier: defaults (this command's last), the preset, what was typed.
-    for (bool own : {false, true})
-        for (auto& row : rows)
-            if (has_default(row) && own == bool(row.commands & command->bit)) set(o, row, row.normally);
+    // Three layers, the later over the earlier: the table's defaults, the preset, what was typed.
+    for (auto& row : rows)
+        if (has_default(row)) set(o, row, row.normally);
     std::vector<std::pair<const Row*, std::string>> typed;
     for (; at < words.size(); at++) {
         if (!is_option(words[at])) {
@@ -349,7 +348,7 @@ std::vector<Arm> parse_arms(const std::string& text) {
         } else if (arm.stages.back().from_step) {
             wrong(at - 1, "only + or , may follow @STEP");
         } else if (before == ':') {
-            if (!equals || equals >= word.size() - 1 || word.empty()) wrong(at, "KEY=VALUE is needed here");
+            if (!equals || equals >= word.size() - 1) wrong(at, "KEY=VALUE is needed here");
             arm.stages.back().keys.push_back({word.substr(0, equals), word.substr(equals + 1)});
         } else {
             if (arm.stages.size() == 1) wrong(at - 1, "the first stage starts the run and takes no @STEP");
