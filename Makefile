@@ -2,7 +2,9 @@
 # make ARCH=90a   with nvcc for one architecture (80 89 90a 100f 120f), ARCH=all for all of them, CUDA=0 without nvcc
 # make ACT=float  ./train-f32, in which activations and operands are FP32
 # make test | asan | bench | loc | format | clean
-MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 2)
+ifeq ($(MAKELEVEL),0)
+  MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 2)
+endif
 CXX      ?= g++
 NVCC     ?= $(firstword $(wildcard $(addsuffix /nvcc,$(subst :, ,$(PATH)) /usr/local/cuda/bin)))
 CUDA     ?= auto
