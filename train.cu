@@ -4,6 +4,7 @@
 // Results go to stdout, everything else to stderr. Status: 0 done, 1 failed, 2 usage, 130 or 143 stopped by a signal.
 #include "data/corpus.h"
 #include "model.cuh"
+#include "run/cast.h"
 #include "run/checkpoint.h"
 #include "run/data.h"
 #include "run/json.h"
@@ -82,7 +83,8 @@ static std::string first_bad(GPT& g, int N) {
         look(h + ".attn.c_proj", b.mid, N * C), look(h + ".ln_2", b.ln2, N * C), look(h + ".mlp.c_fc", b.fc, N * 4 * C);
         look(h + ".mlp.gelu", b.gelu, N * 4 * C), look(h + ".mlp.c_proj", b.out, N * C);
     }
-    look("ln_f", g.lnf, N * C), look("loss", g.losses, N), look("lm_head gradient", g.logits, (size_t)N * g.config.vocab);
+    look("ln_f", g.lnf, N * C), look("loss", g.losses, N);
+    look("lm_head gradient", g.logits, (size_t)N * g.config.vocab);
     for_each_param(g, [&](const std::string& name, Param& p) { look("gradient of " + name, p.grad, p.size()); });
     return found.empty() ? "the sum of squares overflows" : found;
 }
@@ -158,6 +160,12 @@ static std::vector<int> prompt_tokens(const std::string& prompt, int V) {
     return tokens;
 }
 
+struct Stopwatch {
+    using clock = std::chrono::steady_clock;
+    clock::time_point start = clock::now();
+    double ms() const { return std::chrono::duration<double, std::milli>(clock::now() - start).count(); }
+};
+
 // --- training ----------------------------------------------------------------------------------------------------
 static double learning_rate(const Options& o, int64_t step) { // steps count from 1
     if (step <= o.warmup) return o.lr * (double)step / (double)o.warmup;
@@ -220,7 +228,7 @@ static End train_arm(Trainer& run, const Arm& arm, int64_t seed) {
     int64_t step = 1;
     End end = End::done;
     for (; step <= o.steps && end == End::done; step++) {
-        auto start = std::chrono::steady_clock::now();
+        Stopwatch watch;
         double loss = 0, lr = learning_rate(o, step);
         for (int micro = 0; micro < o.grad_accum; micro++) {
             load_batch(g, batches, (uint64_t)(step - 1) * o.grad_accum + micro);
@@ -231,10 +239,9 @@ static End train_arm(Trainer& run, const Arm& arm, int64_t seed) {
         bool finite = std::isfinite(loss) && std::isfinite(norm);
         if (finite) update(g, step, lr, o.weight_decay, o.grad_clip, norm);
         synchronize("update");
-        double ms = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() * 1e3;
-        run.log.step({arm.text, seed, step, o.steps, step * tokens_per_step, loss, norm, lr, ms});
+        run.log.step({arm.text, seed, step, o.steps, step * tokens_per_step, loss, norm, lr, watch.ms()});
         if (!finite) {
-            note("recipe %s, seed %lld, step %lld: loss %g, gradient norm %g. First bad tensor: %s. hint: a smaller --lr",
+            note("recipe %s, seed %lld, step %lld: loss %g, gradient norm %g. First bad tensor: %s. hint: lower --lr",
                  arm.text.c_str(), (long long)seed, (long long)step, loss, norm, first_bad(g, N).c_str());
             end = End::diverged;
         } else if (stop_signal()) end = End::stopped;
@@ -268,7 +275,7 @@ static Json recipes_of(const Options& o) { // resolved; refuses names and keys t
             if (!stage.keys.empty())
                 fail_usage("--recipe %s: recipe %s has no use for %s", arm.text.c_str(), stage.name.c_str(),
                            stage.keys[0].first.c_str());
-            all.add(Json(Json::Object).set("arm", arm.text).set("recipe", stage.name).set("from_step", stage.from_step));
+            all.add(Json(Json::Object).set("arm", arm.text).set("recipe", stage.name).set("from", stage.from_step));
         }
     return all;
 }
@@ -393,20 +400,21 @@ static int bench_command(const Options& o) {
             g.tokens[n] = (int)(random_bits(1, n) % config.vocab);
             g.targets[n] = (int)(random_bits(2, n) % config.vocab);
         }
-        auto random = open_tokens("builtin");
-        random->vocab = config.vocab;
-        g.index.count = Batches(*random, g.B, g.T, false, 0).index(g.tokens, g.index.distinct, g.index.first, g.index.positions);
+        auto data = open_tokens("builtin"); // only for its index of tokens
+        data->vocab = config.vocab;
+        TokenIndex& x = g.index;
+        x.count = Batches(*data, g.B, g.T, false, 0).index(g.tokens, x.distinct, x.first, x.positions);
         std::vector<double> ms;
         for (int64_t step = -2; step <= o.steps; step++) {
             if (step == 1) machine.costs.clear();
-            auto start = std::chrono::steady_clock::now();
+            Stopwatch watch;
             for (int micro = 0; micro < o.grad_accum; micro++) {
                 gpt_forward(g, g.B, g.T, 1 / ((float)N * o.grad_accum));
                 gpt_backward(g, g.B, g.T, micro > 0);
             }
             update(g, step + 3, 1e-4, 0.1, 1, gradient_norm(g));
             synchronize("update");
-            if (step >= 1) ms.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() * 1e3);
+            if (step >= 1) ms.push_back(watch.ms());
         }
         std::nth_element(ms.begin(), ms.begin() + ms.size() / 2, ms.end());
         double median = ms[ms.size() / 2], rate = (double)N * o.grad_accum / median * 1e3, params = 0;
@@ -419,8 +427,9 @@ static int bench_command(const Options& o) {
                 .set("ms_per_step", median).set("tokens_per_second", rate).set("tflops", flops / 1e12)
                 .set("peak_rss_mb", usage.ru_maxrss / 1024.0).dump());
         else
-            result(format("bench recipe=%s model=%s batch=%d seq_len=%d ms/step=%.2f tok/s=%.0f GFLOP/s=%.1f peak_MB=%.0f",
-                          arm.text.c_str(), o.model.c_str(), g.B, g.T, median, rate, flops / 1e9, usage.ru_maxrss / 1024.0));
+            result(format("bench recipe=%s model=%s batch=%d seq_len=%d ms/step=%.2f tok/s=%.0f GFLOP/s=%.1f "
+                          "peak_MB=%.0f", arm.text.c_str(), o.model.c_str(), g.B, g.T, median, rate, flops / 1e9,
+                          usage.ru_maxrss / 1024.0));
         release(g);
     }
     note("%s; median of %lld steps", device.c_str(), (long long)o.steps);
@@ -437,6 +446,7 @@ int main(int argc, char** argv) {
         const std::pair<const char*, int (*)(const Options&)> commands[] = {
             {"train", train_command}, {"eval", eval_command}, {"sample", sample_command}, {"inspect", inspect_command},
             {"recipes", recipes_command}, {"bench", bench_command},
+            {"cast", cast_command}, {"formats", formats_command},
         };
         for (auto& [name, command] : commands)
             if (o.command == name) return command(o);
