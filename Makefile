@@ -114,9 +114,12 @@ loc:
 	@echo "$$(cat run/* | wc -l) of 3000: run/"
 	@echo "$$(cat data/*.cpp data/*.h data/*.sh | wc -l): data/"
 	@echo "$$(cat tests/*.cpp tests/*.h tests/*.sh | wc -l): tests/"
+# Sources that nvcc sees keep their lambdas on the verb's line, which clang-format cannot: there only the width counts.
+PLAIN_SOURCES = $(filter %.cpp %.h,$(SOURCES))
 format:
-	clang-format -i $(SOURCES)
+	clang-format -i $(PLAIN_SOURCES)
 format-check:
-	clang-format --dry-run -Werror $(SOURCES)
+	clang-format --dry-run -Werror $(PLAIN_SOURCES)
+	@awk 'length > 120 { print FILENAME ":" FNR ": wider than 120"; bad = 1 } END { exit bad }' $(filter %.cuh %.cu,$(SOURCES))
 clean:
 	rm -rf build train train-f32

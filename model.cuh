@@ -243,7 +243,9 @@ inline void gpt_backward(GPT& g, int B, int T, bool accumulate) {
     Heads heads = {B, T, g.config.heads, C / g.config.heads};
     size_t NC = (size_t)N * C;
     if (!accumulate) // sums are added to; matrices' gradients come from GEMMs that overwrite
-        for_each_param(g, [&](const std::string&, Param& p) { if (!p.rows || &p == &g.wpe) fill_zero(p.grad, p.size()); });
+        for_each_param(g, [&](const std::string&, Param& p) {
+            if (!p.rows || &p == &g.wpe) fill_zero(p.grad, p.size());
+        });
     matmul("lm_head", {.out = g.dbranch, .out_elem = elem<act>, .ld_out = (size_t)C, .M = N, .N = C, .K = V,
                        .a = rows_of(g.logits, V), .b = columns_of(g.wte.operand, C)});
     matmul("lm_head", {.out = g.wte.grad, .out_elem = Elem::f32, .ld_out = (size_t)C, .M = V, .N = C, .K = N,

@@ -79,7 +79,8 @@ HD inline void attention_backward_query(Lanes g, act* dqkv, const act* dout, con
     real D = g.sum(d.HS, [](real x, real y) { return x * y; }, dout + d.o(r), o + d.o(r));
     dots_row(g, scratch.s + at, qkv + d.q(r), qkv + d.k(key0), ld, keys, d.HS, d.scale());
     dots_row(g, scratch.dp + at, dout + d.o(r), qkv + d.v(key0), ld, keys, d.HS, 1);
-    softmax_backward_row(g, scratch.p + at, scratch.ds + at, scratch.s + at, scratch.dp + at, lse[n], D, d.scale(), keys);
+    softmax_backward_row(g, scratch.p + at, scratch.ds + at, scratch.s + at, scratch.dp + at, lse[n], D, d.scale(),
+                         keys);
     if (g.first() && keys < d.T) scratch.p[at + keys] = scratch.ds[at + keys] = act(0.0f); // see _key below
     g.sync();
     weighted_rows(g, dqkv + d.q(r), scratch.ds + at, 1, qkv + d.k(key0), ld, keys, d.HS);

@@ -15,7 +15,7 @@ inline void embedding_forward(act* x, const int* tokens, const real* wte, const 
     });
 }
 
-// Token distinct[i] stands at positions[first[i]] .. positions[first[i + 1] - 1] of the batch, ascending, for i < count.
+// Token distinct[i] stands at positions[first[i]] .. positions[first[i + 1] - 1] of the batch, ascending; i < count.
 struct TokenIndex {
     int count = 0;
     int *distinct, *first, *positions; // (N) (N + 1) (N)

@@ -147,7 +147,9 @@ HD INLINE double fma_(double a, double b, double c) { return fma(a, b, c); }
 
 // --- 3. the lane group -------------------------------------------------------------------------------------------
 template <class T> struct alignas(4 * sizeof(T)) Pack { T v[4]; };
-template <class... A> HD INLINE bool packable(const A*... a) { return ((((uintptr_t)a % sizeof(Pack<A>)) == 0) && ...); }
+template <class... A> HD INLINE bool packable(const A*... a) {
+    return ((((uintptr_t)a % sizeof(Pack<A>)) == 0) && ...);
+}
 
 template <class T> struct Tail { T v[16]; }; // WIDTH
 

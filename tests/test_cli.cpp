@@ -40,7 +40,10 @@ static string binary(const char* variable, const char* normally) {
 }
 static const string TRAIN = binary("ULP_TRAIN", "./train"), TRAIN_F32 = binary("ULP_TRAIN_F32", "./train-f32");
 
-struct Result { int status; string out, err; };
+struct Result {
+    int status;
+    string out, err;
+};
 static Result run(const string& program, const string& args) {
     Scratch s;
     string command = program + " " + args + " >" + (s / "out") + " 2>" + (s / "err") + " </dev/null";
@@ -65,7 +68,8 @@ TEST_CASE("a run leaves its tables, its configuration and a checkpoint that eval
     Scratch s;
     std::ofstream(s / "text") << slurp("data/corpus.cpp");
     std::ofstream(s / "val") << slurp("data/corpus.cpp").substr(100, 3 * 2 * 20 + 1); // just the six windows it reads
-    Result r = run(TRAIN, SMALL + "--steps 20 --data " + (s / "text") + " --val-data " + (s / "val") + " --out " + (s / "run"));
+    Result r = run(TRAIN, SMALL + "--steps 20 --data " + (s / "text") + " --val-data " + (s / "val") + " --out " +
+                              (s / "run"));
     INFO(r.err);
     REQUIRE(r.status == 0);
     CHECK(r.out.find('\x1b') == string::npos); // a pipe stays clean
@@ -113,7 +117,8 @@ TEST_CASE("the same command gives the same bits, for any number of threads, in d
     Scratch s;
     auto fingerprint = [&](const string& program, const string& args) {
         static int n = 0;
-        Result r = run(program, SMALL + "--steps 6 --seq-len 70 " + args + " --quiet --out " + (s / std::to_string(n++)));
+        Result r =
+            run(program, SMALL + "--steps 6 --seq-len 70 " + args + " --quiet --out " + (s / std::to_string(n++)));
         INFO(r.err);
         REQUIRE(r.status == 0);
         CHECK(r.err == "");
@@ -135,8 +140,8 @@ TEST_CASE("the same command gives the same bits, for any number of threads, in d
 TEST_CASE("gradient accumulation trains like one large batch") {
     Scratch s;
     auto loss = [&](const string& name, const string& args) {
-        Result r = run(TRAIN_F32, SMALL + "--order sequential --data data/corpus.cpp --steps 10 --eval-batches 4 " + args +
-                                      " --out " + (s / name));
+        Result r = run(TRAIN_F32, SMALL + "--order sequential --data data/corpus.cpp --steps 10 --eval-batches 4 " +
+                                      args + " --out " + (s / name));
         INFO(r.err);
         REQUIRE(r.status == 0);
         auto rows = lines(slurp(s / (name + "/steps.csv")));
@@ -158,7 +163,8 @@ TEST_CASE("gradient accumulation trains like one large batch") {
 
 TEST_CASE("a run that is not finite stops with the step and the first bad tensor") {
     Scratch s;
-    Result r = run(TRAIN, SMALL + "--steps 30 --warmup 0 --schedule constant --lr 1000 --grad-clip 0 --out " + (s / "run"));
+    Result r =
+        run(TRAIN, SMALL + "--steps 30 --warmup 0 --schedule constant --lr 1000 --grad-clip 0 --out " + (s / "run"));
     INFO(r.err);
     CHECK(r.status == 1);
     CHECK(r.err.find("First bad tensor: ") != string::npos);
@@ -198,10 +204,19 @@ TEST_CASE("Ctrl-C and SIGTERM finish the step, write a checkpoint and exit with 
 }
 
 TEST_CASE("wrong usage costs one or two lines and exit status 2, and names the nearest right thing") {
-    struct { const char *args, *says; } wrong[] = {
-        {"--recipy bf16", "--recipe"}, {"--recipe bf17", "bf16"}, {"evol x", "eval"}, {"--steps ten", "number"},
-        {"--heads 3 --channels 32", "multiple"}, {"--skip h.9.attn.c_attn", "h.0.attn.c_attn"}, {"--model tiney", "tiny"},
-        {"--recipe bf16:margin=1", "margin"}, {"--schedule linear", "cosine"}, {"eval", "CKPT"},
+    struct {
+        const char *args, *says;
+    } wrong[] = {
+        {"--recipy bf16", "--recipe"},
+        {"--recipe bf17", "bf16"},
+        {"evol x", "eval"},
+        {"--steps ten", "number"},
+        {"--heads 3 --channels 32", "multiple"},
+        {"--skip h.9.attn.c_attn", "h.0.attn.c_attn"},
+        {"--model tiney", "tiny"},
+        {"--recipe bf16:margin=1", "margin"},
+        {"--schedule linear", "cosine"},
+        {"eval", "CKPT"},
     };
     for (auto& w : wrong) {
         Scratch s;
@@ -218,14 +233,22 @@ TEST_CASE("wrong usage costs one or two lines and exit status 2, and names the n
 TEST_CASE("what the world has wrong costs one or two lines and exit status 1, before training starts") {
     Scratch s;
     std::ofstream(s / "short") << "ten bytes.";
-    struct { string args; const char* says; } wrong[] = {
-        {"--data " + (s / "nothing"), "nothing"}, {"--data " + (s / "short"), "short"},
-        {"--out /proc/ulp", "/proc/ulp"}, {"eval " + (s / "no-checkpoint"), "no-checkpoint"},
-        {"--init " + (s / "short"), "short"}, {"--device cuda", "hint:"}, {"--vocab 100", "256"},
+    struct {
+        string args;
+        const char* says;
+    } wrong[] = {
+        {"--data " + (s / "nothing"), "nothing"},
+        {"--data " + (s / "short"), "short"},
+        {"--out /proc/ulp", "/proc/ulp"},
+        {"eval " + (s / "no-checkpoint"), "no-checkpoint"},
+        {"--init " + (s / "short"), "short"},
+        {"--device cuda", "hint:"},
+        {"--vocab 100", "256"},
         {"--channels 8192 --layers 500 --batch-size 100000 --out " + (s / "big"), "memory"},
     };
     for (auto& w : wrong) {
-        Result r = run(TRAIN, w.args + (w.args.find("--out") == string::npos && w.args.find("eval") ? " --out " + (s / "o") : ""));
+        Result r = run(
+            TRAIN, w.args + (w.args.find("--out") == string::npos && w.args.find("eval") ? " --out " + (s / "o") : ""));
         INFO(w.args << ": " << r.err);
         CHECK(r.status == 1);
         auto err = lines(r.err);
@@ -248,7 +271,8 @@ TEST_CASE("sampling is a function of checkpoint, prompt and seed, and training f
     CHECK(run(TRAIN, "sample " + checkpoint + " --prompt otter --tokens 50 --seed 6").out != x.out);
     CHECK(run(TRAIN, "sample " + checkpoint + " --prompt otter --tokens 50 --temperature 0 --seed 5").out ==
           run(TRAIN, "sample " + checkpoint + " --prompt otter --tokens 50 --temperature 0 --seed 6").out);
-    Result b = run(TRAIN_F32, "--init " + checkpoint + " --batch-size 3 --eval-batches 2 --steps 2 --seed 3 --out " + (s / "b"));
+    Result b = run(TRAIN_F32,
+                   "--init " + checkpoint + " --batch-size 3 --eval-batches 2 --steps 2 --seed 3 --out " + (s / "b"));
     INFO(b.err);
     REQUIRE(b.status == 0);
     string first = lines(slurp(s / "b/evals.csv"))[1];
