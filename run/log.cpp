@@ -216,7 +216,7 @@ static void absorb(uint64_t* lanes, const unsigned char* block) { // 32 bytes, a
     for (int i = 0; i < 4; i++) {
         uint64_t word;
         memcpy(&word, block + 8 * i, 8);
-        word = (lanes[i] ^ word) * K1;
+        word = lanes[i] ^ word * K1;
         lanes[i] = (word << 31 | word >> 33) * K2;
     }
 }
