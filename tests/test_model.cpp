@@ -51,3 +51,76 @@ TEST_CASE("bf16: 30 steps, of one and of two microbatches, follow PyTorch's Adam
     for (int accum : {1, 2})
         for (const char* name : {"square", "odd", "deep"}) check_trace(name, accum, 2e-2, 3e-2);
 }
+
+TEST_CASE("initialise: normals of 0.02, of 0.02 / sqrt(2L) into the residual stream, ones and zeros; all by the seed") {
+    const int L = 3;
+    GPT a, b, c;
+    for (GPT* g : {&a, &b, &c}) allocate(*g, {L, 2, 64, 32, 300}, Use::inference, 1, 32);
+    initialise(a, 7), initialise(b, 7), initialise(c, 8);
+    std::map<std::string, std::vector<real>> weights[3];
+    for (int i = 0; i < 3; i++)
+        for_each_param(*std::vector<GPT*>{&a, &b, &c}[i], [&](const std::string& name, Param& p) {
+            weights[i][name].assign(p.w, p.w + p.size());
+            for (size_t j = 0; j < p.size(); j++) REQUIRE(p.operand[j].bits == bf16(p.w[j]).bits);
+        });
+    auto ends = [](const std::string& s, const std::string& with) { return s.ends_with(with); };
+    for (auto& [name, w] : weights[0]) {
+        INFO(name);
+        CHECK(w == weights[1][name]);
+        bool norm = name.find("ln_") != std::string::npos;
+        if (norm || ends(name, ".bias")) {
+            CHECK(w == std::vector<real>(w.size(), ends(name, ".weight") ? 1.0f : 0.0f));
+            continue;
+        }
+        CHECK(w != weights[2][name]);
+        double sigma = ends(name, "c_proj.weight") ? 0.02 / sqrt(2 * L) : 0.02, n = w.size(), sum = 0, squares = 0,
+               fourth = 0;
+        for (double x : w) sum += x / sigma, squares += pow(x / sigma, 2), fourth += pow(x / sigma, 4);
+        // standard deviations of the mean, the mean square, the mean fourth power: 1, sqrt 2, sqrt 96, over sqrt n
+        CHECK(std::fabs(sum / n) <= 5 / sqrt(n));
+        CHECK(std::fabs(squares / n - 1) <= 5 * sqrt(2 / n));
+        CHECK(std::fabs(fourth / n - 3) <= 5 * sqrt(96 / n));
+    }
+    CHECK(weights[0]["h.0.mlp.c_fc.weight"] != weights[0]["h.1.mlp.c_fc.weight"]);
+    CHECK(weights[0].size() == 2 + 12 * L + 2);
+    for (GPT* g : {&a, &b, &c}) release(*g);
+}
+TEST_CASE(
+    "allocate: no two tensors overlap, the categories add up, inference needs less, too long a context is refused") {
+    Config c = {2, 3, 33, 9, 61};
+    size_t used[2];
+    for (Use use : {Use::inference, Use::training}) {
+        GPT g;
+        allocate(g, c, use, 2, 7);
+        size_t sum = 0;
+        for (auto& [category, bytes] : g.arena.bytes) sum += bytes;
+        CHECK(sum == g.arena.used);
+        used[use == Use::training] = sum;
+        std::vector<std::pair<char*, size_t>> all;
+        for_each_param(g, [&](const std::string&, Param& p) {
+            all.push_back({(char*)p.w, p.size() * sizeof(real)}),
+                all.push_back({(char*)p.operand, p.size() * sizeof(act)});
+            if (use == Use::training)
+                for (real* x : {p.grad, p.m, p.v}) all.push_back({(char*)x, p.size() * sizeof(real)});
+        });
+        size_t N = 14, C = 33;
+        auto add = [&](act* x, size_t n) { all.push_back({(char*)x, n * sizeof(act)}); };
+        for (Block& b : g.blocks) {
+            if (use == Use::inference && &b != &g.blocks[0]) continue; // they share one set
+            for (act* x : {b.ln1, b.att, b.mid, b.ln2, b.out}) add(x, N * C);
+            add(b.qkv, N * 3 * C), add(b.fc, N * 4 * C), add(b.gelu, N * 4 * C);
+        }
+        add(g.x0, N * C), add(g.lnf, N * C), add(g.logits, N * 61), add(g.branch, N * C);
+        std::sort(all.begin(), all.end());
+        CHECK(all[0].first >= g.arena.memory);
+        for (size_t i = 0; i < all.size(); i++) {
+            char* end = i + 1 < all.size() ? all[i + 1].first : g.arena.memory + g.arena.used;
+            REQUIRE(all[i].first + all[i].second <= end);
+            REQUIRE((uintptr_t)all[i].first % 256 == 0);
+        }
+        release(g);
+    }
+    CHECK(used[0] < used[1]);
+    GPT g;
+    CHECK_THROWS_AS(allocate(g, c, Use::training, 1, 10), Error);
+}
