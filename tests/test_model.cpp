@@ -64,7 +64,9 @@ TEST_CASE("initialise: normals of 0.02, of 0.02 / sqrt(2L) into the residual str
             for (size_t j = 0; j < p.size(); j++) REQUIRE(p.operand[j].bits == bf16(p.w[j]).bits);
         });
     auto ends = [](const std::string& s, const std::string& with) { return s.ends_with(with); };
-    for (auto& [name, w] : weights[0]) {
+    for (auto& entry : weights[0]) {
+        const std::string& name = entry.first;
+        const std::vector<real>& w = entry.second;
         INFO(name);
         CHECK(w == weights[1][name]);
         bool norm = name.find("ln_") != std::string::npos;
