@@ -107,8 +107,8 @@ struct Words {
         memmove(buffer.data(), buffer.data() + at, end - at), end -= at, at = 0;
         if (end == buffer.size()) return false;
         lines.flush();
-        ssize_t n;
-        while ((n = read(fd, buffer.data() + end, buffer.size() - end)) < 0 && errno == EINTR) {}
+        ssize_t n = read(fd, buffer.data() + end, buffer.size() - end);
+        if (n < 0 && errno == EINTR) return more();
         if (n < 0) fail("cannot read the values: %s", strerror(errno));
         return end += (size_t)n, n > 0;
     }
@@ -156,7 +156,6 @@ struct Caster {
     uint64_t key = mix(draw_key((uint64_t)o.seed), 0); // as the kernels draw for row 0
     uint32_t index = 0;
     std::vector<Value> row = {}; // that wait for their block's scale
-
     Caster(const Options& o, Lines& lines) : o(o), lines(lines) {
         std::vector<std::string> names;
         auto is = [&](const char* name) { return names.push_back(name), o.args[0] == name && (known = true); };
@@ -229,7 +228,9 @@ struct Caster {
             lines.text += format("%zu values: amax %.9g, encode scale %.9g\n", row.size(), amax_tensor, encode_scale);
         for (size_t at = 0; at < row.size(); at += N) {
             float amax = amax_of(at);
-            Scaled stored = mx ? MxScale{nullptr, 0, f, rule}(0, 0, amax) : nvfp4_scale(amax, encode_scale);
+            uint32_t byte = mx_scale(rule, f, amax);
+            Scaled stored = nvfp4_scale(amax, encode_scale);
+            if (mx) stored = {byte, byte == 255 ? 1 : exp2i(127 - (int)byte)};
             float s = decode(block->scale, stored.code), scale = mx ? s : s * amax_tensor * (1 / (E4M3.max * E2M1.max));
             std::string shown = s != s ? "NaN: a value that is not finite takes its block along"
                                 : mx   ? power(s) : format("%.9g, times amax / 2688: %.9g", s, scale);
@@ -257,8 +258,7 @@ void cast_values(int out, int in, const Options& o) {
         for (std::string_view word; !(word = words.next()).empty();)
             add(word, [&](const char* word) { fail("line %zu: %s is not a number", words.line, word); });
     }
-    caster.flush_blocks();
-    lines.flush();
+    caster.flush_blocks(), lines.flush();
 }
 int cast_command(const Options& o) { return cast_values(STDOUT_FILENO, STDIN_FILENO, o), 0; }
 
