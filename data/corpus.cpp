@@ -10,61 +10,64 @@
 
 static const double SKEW = 4;
 static const char* const GRAMMAR = R"(
-TALE = ^Ada HOME.Ada.she | ^Amy HOME.Amy.she | ^Eve HOME.Eve.she | ^Ida HOME.Ida.she | ^Ivy HOME.Ivy.she | ^Zoe HOME.Zoe.she
-     | ^Abe HOME.Abe.he | ^Ben HOME.Ben.he | ^Gus HOME.Gus.he | ^Leo HOME.Leo.he | ^Ned HOME.Ned.he | ^Tom HOME.Tom.he
-NAME.she = Ada | Amy | Eve | Ida | Ivy | Zoe
-NAME.he  = Abe | Ben | Gus | Leo | Ned | Tom
+TALE = ^Ada HOME.Ada.she | ^Amy HOME.Amy.she | ^Eve HOME.Eve.she | ^Ida HOME.Ida.she | ^Ivy HOME.Ivy.she | ^Mia HOME.Mia.she | ^Una HOME.Una.she | ^Zoe HOME.Zoe.she
+     | ^Abe HOME.Abe.he  | ^Ben HOME.Ben.he  | ^Gus HOME.Gus.he  | ^Hal HOME.Hal.he  | ^Leo HOME.Leo.he  | ^Ned HOME.Ned.he  | ^Tom HOME.Tom.he  | ^Vic HOME.Vic.he
+NAME     = NAME.she | NAME.he
+NAME.she = Ada | Amy | Eve | Ida | Ivy | Mia | Una | Zoe
+NAME.he  = Abe | Ben | Gus | Hal | Leo | Ned | Tom | Vic
 
-HOME.w.k = sails FAR OBJ.place.k.sg.sea and VERB.k.sg.sea ^. STORY.w.k.sea | farms FAR OBJ.place.k.sg.land and VERB.k.sg.land ^. STORY.w.k.land
+HOME.w.k = sails AREA.k.sea STORY.w.k.sea | farms AREA.k.land STORY.w.k.land
+AREA.k.t = FAR AREAS.k.t AND VERB.k.sg.t ^.
+AREAS.k.t = the OBN.place.t | HIS.k.sg OBN.place.t | MANY OBM.place.t
 STORY.w.k.t = LINE.k.t LINE.k.t LINE.k.t MORE.w.k.t
-MORE.w.k.t  = 2* LINE.k.t LAST.w.k.t | CLOSE.w.k.t
-LAST.w.k.t  = LINE.k.t CLOSE.w.k.t | CLOSE.w.k.t
-CLOSE.w.k.t = So FANS.t VLORE.pl OBJ.lore.k.pl.t to $w ^. ^\n
+MORE.w.k.t  = 2* LINE.k.t LINE.k.t LAST.w.k.t | CLOSE.w.k.t
+LAST.w.k.t  = 2* LINE.k.t LINE.k.t CLOSE.w.k.t | CLOSE.w.k.t
+CLOSE.w.k.t = So FANS VLORE.pl OBJ.lore.k.pl.t to $w AND VERB.k.pl.t ^. ^\n
+FANS = NOUN.she.pl.x | NOUN.he.pl.x | ADJ.life FAN
+FAN  = NOUN.she.pl.x | NOUN.he.pl.x
 
-LINE.k.t = 5* The ONE.t | 2* Each SINGLE.t | 2* MANYcap PLURAL.t | 4* HEcap.k VERB.k.sg.t JOIN AFTER.t ^.
-           | 3* When HE.k.sg VERB.k.sg.t ^, ANY.t | 2* In SEASON ANY.t | 2* NAME.she REST.she.sg.t | 2* NAME.he REST.he.sg.t
+LINE.k.t = 4* The ONE.t | 2* Each SINGLE.t | 3* MANYcap PLURAL.t | 4* HEcap.k VERB.k.sg.t AS CLAUSE.t ^.
+         | 3* NAME.she NAMED.she.t | 3* NAME.he NAMED.he.t
+NAMED.k.t = and NAME TOLD.k.pl.t | 2* MOD.k.sg.t VERB.k.sg.t THEN.k.sg.t
+ONE.t     = 2* ADJ.life ONES.t | 3* ONES.t
+ONES.t    = 2* SINGLES.t | MANYS.t
+SINGLE.t  = 2* ADJ.life SINGLES.t | 3* SINGLES.t
+PLURAL.t  = 2* ADJ.life MANYS.t | 3* MANYS.t
+SINGLES.t = 2* NOUN.she.sg.t TOLD.she.sg.t | 2* NOUN.he.sg.t TOLD.he.sg.t | 3* NOUN.it.sg.t TOLD.it.sg.t
+MANYS.t   = 2* NOUN.she.pl.t TOLD.she.pl.t | 2* NOUN.he.pl.t TOLD.he.pl.t | 3* NOUN.it.pl.t TOLD.it.pl.t
+TOLD.k.n.t = 3* MOD.k.n.t VERB.k.n.t THEN.k.n.t | 2* VERB.k.n.t AS CLAUSE.t ^.
+THEN.k.n.t = 4* AND VERB.k.n.t ^. | AS HE.k.n VERB.k.n.t ^.
+CLAUSE.t  = 2* the CLAUSES.t | NAME and NAME VERB.she.pl.t | 2* ADJ.life CLAUSEM.t
+CLAUSES.t = CLAUSEM.t | NOUN.she.sg.t VERB.she.sg.t | NOUN.he.sg.t VERB.he.sg.t | NOUN.it.sg.t VERB.it.sg.t
+CLAUSEM.t = NOUN.she.pl.t VERB.she.pl.t | NOUN.he.pl.t VERB.he.pl.t | 2* NOUN.it.pl.t VERB.it.pl.t
+MOD.k.n.t = 2* FAR OBJ.place.k.n.t | 3* REL.k DOES.k.n.t
+DOES.k.n.t  = 2* DOES1.k.n.t | SEEN.t
+SEEN.t  = the SEENS.t | NAME VLIKE.sg | 2* SEENM.t
+SEENS.t = NOUN.she.sg.t VLIKE.sg | NOUN.he.sg.t VLIKE.sg | NOUN.it.sg.t VLIKE.sg | SEENM.t
+SEENM.t = NOUN.she.pl.t VLIKE.pl | NOUN.he.pl.t VLIKE.pl | NOUN.it.pl.t VLIKE.pl
 
-ANY.t = 3* the ONE.t | NAME.she REST.she.sg.t | NAME.he REST.he.sg.t | ONE SINGLE.t | 2* MANY PLURAL.t | 2* PLURAL.t
-ONE.t    = 2* ADJ.life ONES.t | 3* ONES.t
-ONES.t   = 2* NOUN.she.sg.t REST.she.sg.t | 2* NOUN.he.sg.t REST.he.sg.t | 3* NOUN.it.sg.t REST.it.sg.t | 3* MANYS.t
-SINGLE.t = 2* ADJ.life SINGLES.t | 3* SINGLES.t
-SINGLES.t = 2* NOUN.she.sg.t REST.she.sg.t | 2* NOUN.he.sg.t REST.he.sg.t | 3* NOUN.it.sg.t REST.it.sg.t
-PLURAL.t = 2* ADJ.life MANYS.t | 3* MANYS.t
-MANYS.t  = NOUN.she.pl.t REST.she.pl.t | NOUN.he.pl.t REST.he.pl.t | 2* NOUN.it.pl.t REST.it.pl.t
-AFTER.t  = 3* the AFTERS.t | NAME.she VERB.she.sg.t | NAME.he VERB.he.sg.t | 2* AFTERM.t | 2* ADJ.life AFTERM.t
-AFTERS.t = AFTERM.t | NOUN.she.sg.t VERB.she.sg.t | NOUN.he.sg.t VERB.he.sg.t | NOUN.it.sg.t VERB.it.sg.t 
-AFTERM.t = 2* NOUN.it.pl.t VERB.it.pl.t | NOUN.she.pl.t VERB.she.pl.t | NOUN.he.pl.t VERB.he.pl.t
-FANS.t   = FANM.t | the FANM.t | MANY FANM.t | ADJ.life FANM.t
-FANM.t   = NOUN.she.pl.t | NOUN.he.pl.t
+VERB.it.n.t = 2* VREST.n FAR OBJ.place.it.n.t | 3* DOES1.it.n.t
+VERB.k.n.t  = VREST.n FAR OBJ.place.k.n.t | 5* DOES1.k.n.t
+DOES1.it.n.t = 2* VEAT.n OBJ.any.it.n.t | 3* VLIKE.n OBJ.all.it.n.t
+DOES1.k.n.t  = 3* VHOLD.n OBJ.any.k.n.t | VCOOK.n OBJ.food.k.n.t | VLORE.n OBJ.lore.k.n.t | 2* VLIKE.n OBJ.all.k.n.t
+VHOLD.n ~ sell-s | buy-s | find-s | need-s | hold-s | lose-s | mend-s | lend-s | hide-s | want-s | lift-s | like-s | keep-s | paint-s
+VCOOK.n ~ cook-s | bake-s | cut-s | chop-s | boil-s
+VLORE.n ~ sing-s | tell-s | hum-s | hear-s | read-s
+VEAT.n  ~ eat-s | lick-s | bite-s | dig-s
+VLIKE.n ~ love-s | see-s | fear-s | meet-s | hate-s | help-s | hug-s | wake-s | call-s | pet-s | know-s | miss-es
+VREST.n ~ sit-s | rest-s | play-s | run-s | wait-s | nap-s | stay-s | doze-s
 
-REST.k.n.t = 3* MOD.k.n.t VERB.k.n.t ^. | 2* VERB.k.n.t LINK HE.k.n VERB.k.n.t ^.
-MOD.k.n.t  = 2* FAR OBJ.place.k.n.t | REL.k RC.k.n.t
-RC.k.n.t   = 3* VERB.k.n.t | 2* SEEN.t
-SEEN.t = 2* the SEENS.t | NAME.she VSEE.sg | NAME.he VSEE.sg | SEENM.t
-SEENS.t = NOUN.she.sg.t VSEE.sg | NOUN.he.sg.t VSEE.sg | NOUN.it.sg.t VSEE.sg | SEENM.t
-SEENM.t = NOUN.it.pl.t VSEE.pl | NOUN.she.pl.t VSEE.pl | NOUN.he.pl.t VSEE.pl
-REL.it = that
-REL.k  = who
-
-VERB.it.n.t = 2* VEAT.n OBJ.food.it.n.t | 2* VSEE.n OBJ.life.it.n.t | 2* VREST.n FAR OBJ.place.it.n.t
-VERB.k.n.t = 3* VMEND.n OBJ.tool.k.n.t | 2* VCOOK.n OBJ.food.k.n.t | 2* VLORE.n OBJ.lore.k.n.t | 2* VMEET.n OBJ.life.k.n.t
-VMEND.n ~ mend-s | sell-s | buy-s | lend-s | lose-s | want-s | need-s | hold-s
-VCOOK.n ~ cook-s | bake-s | salt-s | cut-s | boil-s
-VLORE.n ~ sing-s | tell-s | hum-s | know-s
-VMEET.n ~ meet-s | help-s | hug-s | call-s | pet-s | aid-s
-VEAT.n  ~ eat-s | like-s | lick-s | smell-s
-VSEE.n  ~ fear-s | love-s | see-s | wake-s | hate-s
-VREST.n ~ sleep-s | hide-s | wait-s | play-s | rest-s | sit-s
-
-OBJ.life.k.n.t = 3* the OBN.life.t | 2* HIS.k.n OBN.life.t | 2* ONE OBO.life.t | 2* MANY OBM.life.t | 3* OBM.life.t | NAME.she | NAME.he
-OBJ.c.k.n.t = 3* the OBN.c.t | 3* HIS.k.n OBN.c.t | 2* ONE OBO.c.t | 2* MANY OBM.c.t | 4* OBM.c.t
-OBN.c.t = 1* ADJ.c OBX.c.t | 1* OBX.c.t
+OBJ.all.k.n.t = 4* the OBN.all.t | HIS.k.n OBN.all.t | 2* ONE OBO.all.t | 2* MANY OBM.all.t | 6* OBM.all.t | 3* NAME
+OBJ.c.k.n.t = 4* the OBN.c.t | HIS.k.n OBN.c.t | 2* ONE OBO.c.t | 2* MANY OBM.c.t | 6* OBM.c.t
+OBN.c.t = ADJ.c OBX.c.t | OBX.c.t
 OBX.c.t = NOUN.c.sg.t | NOUN.c.pl.t
-OBO.c.t = 1* ADJ.c NOUN.c.sg.t | 1* NOUN.c.sg.t
-OBM.c.t = 1* ADJ.c NOUN.c.pl.t | 1* NOUN.c.pl.t
-ONE  = one | each | this | that
-MANY = two | some | ten | six | all | no
-MANYcap = Two | Some | Ten | Six
+OBO.c.t = ADJ.c NOUN.c.sg.t | NOUN.c.sg.t
+OBM.c.t = ADJ.c NOUN.c.pl.t | NOUN.c.pl.t
+ONE   = one | each | this | that
+MANY  = two | six | ten | 3* TENS DIGIT
+MANYcap = Two | Six | Ten | 3* TENS DIGIT
+TENS  = 1 | 2 | 3 | 4 | 5 | 6 | 7 | 8 | 9
+DIGIT = ^0 | ^1 | ^2 | ^3 | ^4 | ^5 | ^6 | ^7 | ^8 | ^9
 HEcap.she = She
 HEcap.he  = He
 HE.she.sg = she
@@ -75,28 +78,34 @@ HIS.she.sg = her
 HIS.he.sg  = his
 HIS.it.sg  = its
 HIS.k.pl   = their
-FAR   = near | by | past | off | under | over | below | on
-JOIN  = while | and | but | as
-LINK  = as | and | but | if | so | when
-SEASON = May | June | July
+REL.it = that
+REL.k  = who
+FAR = by | off | near | with | past | over | on | up | at | in
+AND = and | or | then | yet | nor
+AS  = as | if | so | but | for | till | when
 
-ADJ.life  ~ old | shy | sad | bold | big | tiny | wise | sly | fat | kind | calm | lazy | mad | odd | red | new
-ADJ.tool  ~ old | red | new | big | long | odd | thin | wet | fine | dry | tiny | gold
-ADJ.food  ~ hot | raw | ripe | sour | cold | warm | red | big | tiny | dry | fine | odd
-ADJ.lore  ~ sad | odd | long | old | true | new | bold | fine
-ADJ.place ~ dark | wet | cold | tall | dry | old | calm | wide | big | deep | long | red
-
+ADJ.life ~ old | sad | big | new | odd | shy | wise | sly | fat | kind | mad | bold | tiny | red | wet | thin | fine | cold | lost | poor | good | tall | calm | dark | lame | pale
+ADJ.c    ~ old | sad | big | new | odd | red | long | dry | blue | gold | tiny | hot | wet | thin | fine | cold | lost | poor | good | raw | dark | pale | wide | soft | wise
 NOUN.life.n.t = NOUN.she.n.t | NOUN.he.n.t | 2* NOUN.it.n.t
-NOUN.she.n.t  ~ aunt+s | girl+s | nun+s | queen+s | maid+s | wife/wives
-NOUN.he.n.t   ~ king+s | boy+s | monk+s | lad+s | duke+s | clown+s
-NOUN.it.n.sea  ~ gull+s | crab+s | seal+s | eel+s | cod+s | tern+s | ray+s | newt+s | swan+s | frog+s | bass+es | carp+s
-NOUN.it.n.land ~ cow+s | hen+s | pig+s | goat+s | dog+s | cat+s | duck+s | lamb+s | fox+es | owl+s | rat+s | ant+s
-NOUN.tool.n.sea  ~ net+s | oar+s | sail+s | rope+s | boat+s | flag+s | hook+s | drum+s | raft+s | mast+s
-NOUN.tool.n.land ~ cart+s | plow+s | rake+s | gate+s | bell+s | sack+s | hoe+s | pail+s | axe+s | saw+s
-NOUN.food.n.t  ~ fig+s | nut+s | egg+s | pie+s | bun+s | pear+s | plum+s | bean+s | pea+s | oat+s
-NOUN.lore.n.t  ~ song+s | tale+s | joke+s | poem+s | lie+s | ode+s
-NOUN.place.n.sea  ~ pier+s | dock+s | reef+s | cove+s | dune+s | bay+s | ship+s | rock+s
-NOUN.place.n.land ~ barn+s | oak+s | well+s | mill+s | lane+s | pond+s | hill+s | den+s
+NOUN.she.n.t  ~ aunt+s | girl+s | nun+s | queen+s | maid+s | wife/wives | bride+s | mom+s
+NOUN.he.n.t   ~ king+s | boy+s | monk+s | lad+s | duke+s | clown+s | dad+s | groom+s
+NOUN.it.n.sea  = 2* FISH.n | BEAST.n
+NOUN.it.n.land = FISH.n | 2* BEAST.n
+FISH.n  ~ gull+s | crab+s | seal+s | eel+s | cod+s | tern+s | ray+s | swan+s | frog+s | newt+s | crane+s | shark+s
+BEAST.n ~ cow+s | hen+s | pig+s | goat+s | dog+s | cat+s | duck+s | rat+s | owl+s | ant+s | mule+s | lamb+s
+NOUN.any.n.t = 3* NOUN.thing.n.t | NOUN.life.n.t
+NOUN.all.n.t = NOUN.thing.n.t | 2* NOUN.life.n.t
+NOUN.thing.n.t = 3* NOUN.tool.n.t | 2* NOUN.food.n.t
+NOUN.tool.n.sea  = 2* GEAR.n | TOOL.n
+NOUN.tool.n.land = GEAR.n | 2* TOOL.n
+GEAR.n ~ net+s | oar+s | sail+s | rope+s | boat+s | flag+s | hook+s | drum+s | mast+s | raft+s
+TOOL.n ~ cart+s | plow+s | rake+s | gate+s | bell+s | sack+s | hoe+s | pail+s | axe+s | saw+s
+NOUN.food.n.t  ~ fig+s | nut+s | egg+s | pie+s | bun+s | pear+s | plum+s | pea+s | bean+s | oat+s | cake+s | tart+s
+NOUN.lore.n.t  ~ song+s | tale+s | joke+s | poem+s | lie+s | ode+s | pun+s | hymn+s | myth+s | note+s
+NOUN.place.n.sea  = 2* SHORE.n | FIELD.n
+NOUN.place.n.land = SHORE.n | 2* FIELD.n
+SHORE.n ~ pier+s | dock+s | reef+s | cove+s | dune+s | bay+s | isle+s | port+s | ship+s | rock+s
+FIELD.n ~ barn+s | oak+s | well+s | mill+s | lane+s | pond+s | hill+s | den+s | hut+s | yard+s
 )";
 
 // --- from text to tables -----------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ static const Row rows[] = {
 // What --model stands for; vocab 0: 256 for bytes, and for token shards what they need.
 static const char* const preset_columns[]{"layers", "heads", "channels", "seq-len", "vocab", "batch-size", "steps", "lr"};
 static const struct { const char *name, *values[std::size(preset_columns)]; } presets[] = {
-    {"tiny",        { "4",  "4",  "128",   "64",     "0", "12",  "500", "0.003"}},
+    {"tiny",        { "4",  "4",  "128",   "64",     "0", "12",  "500", "0.004"}},
     {"char",        { "6",  "6",  "384",  "256",     "0", "64", "5000", "0.001"}},
     {"gpt2",        {"12", "12",  "768", "1024", "50257",  "4", "1000", "0.0006"}},
     {"gpt2-medium", {"24", "16", "1024", "1024", "50257",  "4", "1000", "0.0003"}},

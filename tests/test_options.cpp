@@ -167,7 +167,7 @@ TEST_CASE("--help shows the defaults that the parser applies") {
     CHECK((o.command == "train" && o.arms.size() == 1 && o.arms[0].text == "bf16" && o.arms[0].stages.size() == 1));
     CHECK((o.layers == 4 && o.heads == 4 && o.channels == 128 && o.seq_len == 64 && o.batch_size == 12 &&
            o.steps == 500));
-    CHECK((o.lr == 3e-3 && o.min_lr == 3e-3 / 10 && o.warmup == 25 && o.weight_decay == 0.1 && o.grad_clip == 1));
+    CHECK((o.lr == 4e-3 && o.min_lr == 4e-3 / 10 && o.warmup == 25 && o.weight_decay == 0.1 && o.grad_clip == 1));
     CHECK(parse({"sample", "x"}).tokens == 200);
     CHECK(parse({"bench"}).steps == 20);
     CHECK(parse({"bench", "--model", "gpt2"}).steps == 20);
