@@ -111,7 +111,7 @@ static const char erase[] = "\r\x1b[K";
 
 static bool can_draw() {
     const char* term = getenv("TERM");
-    return !quiet && isatty(STDERR_FILENO) && term && *term && strcmp(term, "dumb") != 0;
+    return isatty(STDERR_FILENO) && term && *term && strcmp(term, "dumb") != 0;
 }
 void be_quiet() { quiet = true; }
 void clear_live() {

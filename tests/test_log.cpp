@@ -271,12 +271,12 @@ static std::string on_terminal(const char* term, bool out_too, const std::functi
 
 TEST_CASE("on a terminal one line is redrawn, at most ten times a second, and gone before anything else is printed") {
     Scratch scratch;
-    std::string text = on_terminal("xterm", true, [] { run_of(300), note("note"), result("result"); });
+    std::string text = on_terminal("xterm", true, [] { run_of(300), note("note"), run_of(1), result("result"); });
     if (text == "no terminal") SKIP("no pseudo-terminals here");
     const std::string erase = "\r\x1b[K";
     REQUIRE(text.starts_with(erase + "bf16 seed 1  step 1/300  loss 2.5000  smooth 2.5000  10000 tok/s  0:03 left"));
-    CHECK(text.ends_with("step 300/300  loss 2.5000  smooth 2.5000  10000 tok/s  0:00 left" + erase +
-                         "note\r\nresult\r\n"));
+    const std::string end = "loss 2.5000  smooth 2.5000  10000 tok/s  0:00 left" + erase;
+    CHECK(text.ends_with("step 300/300  " + end + "note\r\n" + erase + "bf16 seed 1  step 1/1  " + end + "result\r\n"));
     size_t draws = 0;
     for (size_t at = 0; (at = text.find("seed 1", at)) != std::string::npos; at++) draws++;
     CHECK(draws < 60); // 300 steps within moments; the bound is for a machine that takes six seconds over them
@@ -285,6 +285,12 @@ TEST_CASE("on a terminal one line is redrawn, at most ten times a second, and go
     text = on_terminal("xterm", false, [] { run_of(1); }); // stdout in a file: lines there, the live line here
     CHECK(text.starts_with(erase + "bf16 seed 1"));
     CHECK(contents("out").starts_with("step 1/1 recipe=bf16"));
+    text = on_terminal("xterm", true, [] { // the loss is smoothed within an arm, and afresh in the next one
+        show_progress({"a", 1, 1, 2, 100, 5, 1, 1, 10}), show_progress({"a", 1, 2, 2, 200, 7, 1, 1, 10});
+        show_progress({"b", 1, 1, 1, 100, 1, 1, 1, 10});
+    });
+    CHECK(has(text, "a seed 1  step 2/2  loss 7.0000  smooth 6.0256  ")); // (0.95 * 5 + 7) / 1.95
+    CHECK(has(text, "b seed 1  step 1/1  loss 1.0000  smooth 1.0000  "));
     text = on_terminal("dumb", true, [] { run_of(1); });
     CHECK(text.starts_with("step 1/1 recipe=bf16"));
     CHECK(!has(text, erase));
