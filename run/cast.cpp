@@ -153,7 +153,7 @@ struct Caster {
     Format f = E4M3; // of the elements
     ScaleRule rule = ScaleRule::rceil;
     bool stochastic = o.round == "sr", known = false;
-    uint64_t key = mix(draw_key((uint64_t)o.seed), 0); // as the kernels draw for row 0
+    RowKey key = row_key(draw_key((uint64_t)o.seed), 0); // as the kernels draw
     uint32_t index = 0;
     std::vector<Value> row = {}; // that wait for their block's scale
     Caster(const Options& o, Lines& lines) : o(o), lines(lines) {
@@ -181,7 +181,7 @@ struct Caster {
     // y = x * S * multiplier is cast; the code times `scale`, divided by S, is what is read back.
     void element(Value v, float multiplier, float scale, const Scaled* stored) {
         float y = v.x * o.scale * multiplier;
-        uint32_t draw = draw24((uint32_t)key, (uint32_t)(key >> 32), index++);
+        uint32_t draw = draw24(key, index++);
         uint32_t code = stochastic ? encode_stochastic(f, y, draw) : encode(f, y);
         float decoded = decode(f, code) * scale / o.scale;
         std::string& s = lines.text;

@@ -1,0 +1,341 @@
+// How casts go through a matrix: lanes and vectors. Part of fp8.cuh, where formats, scales and entry points are.
+//
+// - The row functions cast_run() and decode_run() are the definition, on both machines: a lane of a GPU takes one block
+//   at a time, the host 16, so that its vectors span blocks and the scales of 16 blocks are one vector too.
+// - Columns are cast straight from x, never from a transposed copy. On a GPU neighbouring lanes take neighbouring
+//   columns; on the CPU cast_tile() is the faster twin, bit-equal.
+// - A block that ends behind the matrix is filled with zeros, which change no amax, and of its codes those are stored
+//   that exist.
+// - A largest amax is recorded with an integer maximum, which no order of the rows can change.
+#pragma once
+
+HD INLINE size_t blocks(size_t n, int N) { return (n + N - 1) / N; }
+
+// |x|, for the verbs
+struct Magnitude { HD INLINE real operator()(real x) const { return x < 0 ? -x : x; } };
+// *to = the larger of *to and the group's m, lanes' own each >= 0, whatever the order of the callers.
+HD INLINE void record_max(Lanes g, float* to, float m) {
+    for (int mask = LANES / 2; mask > 0; mask /= 2) {
+        float other = shfl_xor(m, mask);
+        m = other > m ? other : m;
+    }
+    if (!g.first()) return;
+    int bits = bits_as<int>(m); // floats >= 0 order as their bits do
+#ifdef __CUDA_ARCH__
+    if (bits > *(volatile int*)to) atomicMax((int*)to, bits);
+#else
+    int old = __atomic_load_n((int*)to, __ATOMIC_RELAXED);
+    while (bits > old && !__atomic_compare_exchange_n((int*)to, &old, bits, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+#endif
+}
+
+// --- into codes -----------------------------------------------------------------------------------------------------
+template <class T> struct Job {
+    uint8_t* codes;
+    const T* x;
+    bool transpose;
+    int R, C;
+    uint64_t key;
+    float* record = nullptr;      // records the largest amax of a block, NaN left out, unless null
+    const float* known = nullptr; // amax of block kb of row o at [(o >> rows) * KB + (kb >> pieces)], if found before
+    int rows = 0, pieces = 0;
+    size_t KB = 0;
+    HD int O() const { return transpose ? C : R; }
+    HD int K() const { return transpose ? R : C; }
+};
+template <const Format& F, bool SR> HD INLINE uint32_t cast_one(float y, RowKey key, uint32_t i) {
+    return SR ? encode_stochastic(F, y, draw24(key, i)) : encode(F, y);
+}
+HD INLINE uint32_t larger(uint32_t amax, float x, bool keep_nan) { // amax as bits, where NaN orders above infinity
+    uint32_t m = magnitude(x) & (0u - (uint32_t)(keep_nan | (magnitude(x) <= INF_BITS)));
+    return m > amax ? m : amax;
+}
+// The amaxes of W blocks, of which `count` exist, to what their elements are multiplied by; stores their scales.
+template <int W, class T, class Scale>
+HD INLINE uint32_t scale_blocks(float* m, uint32_t* amax, const uint32_t* o, const uint32_t* kb, int count,
+                                const Job<T>& job, const Scale& scale) {
+    uint32_t code[W], largest = 0;
+    for (int w = 0; job.known && w < count; w++)
+        amax[w] = bits_as<uint32_t>(job.known[(o[w] >> job.rows) * job.KB + (kb[w] >> job.pieces)]);
+    for (int w = 0; w < W; w++) {
+        Scaled s = scale(bits_as<float>(amax[w]));
+        code[w] = s.code, m[w] = s.multiplier;
+    }
+    for (int w = 0; w < W && w < count; w++) {
+        scale.put(o[w], kb[w], code[w]);
+        largest = amax[w] > largest ? amax[w] : largest;
+    }
+    return largest;
+}
+
+// G blocks of N from the j-th of the matrix: a GPU's lane casts one, a CPU's several, so that vectors span blocks. They
+// are numbered along memory: down a row or, transposed, across columns. Returns the largest amax, as bits.
+template <const Format& F, bool SR, int N, int G, class T, class Scale>
+HD INLINE uint32_t cast_group(const Job<T>& job, const Scale& scale, uint32_t j, int count) {
+    constexpr int bytes = F.bits() == 4 ? N / 2 : N; // of a block
+    uint32_t O = job.O(), K = job.K(), KB = (uint32_t)blocks(K, N), o[G], kb[G], amax[G], q[G * N];
+    float m[G], m_of[G * N];
+    RowKey key[G * N];
+    struct alignas(16) { T v[G * N]; } gathered;
+    struct alignas(8) { uint8_t v[G * bytes]; } packed;
+    bool in_order = count == G && !job.transpose && K % N == 0, in_place = in_order && !on_device();
+    for (int b = 0; b < G; b++) {
+        o[b] = job.transpose ? (j + b) % O : (j + b) / KB, kb[b] = job.transpose ? (j + b) / O : (j + b) % KB;
+        const T* from = job.x + (job.transpose ? (size_t)kb[b] * N * O + o[b] : (size_t)o[b] * K + kb[b] * N);
+        size_t stride = job.transpose ? O : 1, n = b < count ? K - kb[b] * N : 0;
+        if (on_device() && in_order && (uintptr_t)from % 16 == 0)
+            gathered = *(const decltype(gathered)*)from;
+        else if (!in_place)
+            for (int k = 0; k < N; k++) gathered.v[b * N + k] = (size_t)k < n ? from[k * stride] : T(0.0f);
+    }
+    const T* p = in_place ? job.x + (size_t)j * N : gathered.v;
+    for (int b = 0; b < G; b++) {
+        amax[b] = 0;
+        if (job.known) continue;
+        for (int k = 0; k < N; k++) amax[b] = larger(amax[b], (float)p[b * N + k], Scale::keep_nan);
+    }
+    uint32_t largest = scale_blocks<G>(m, amax, o, kb, count, job, scale);
+    for (int b = 0; b < G; b++) {
+        RowKey of_row = SR ? row_key(job.key, o[b]) : RowKey{};
+        for (int k = 0; k < N; k++) m_of[b * N + k] = m[b], key[b * N + k] = of_row, q[b * N + k] = kb[b] * N + k;
+    }
+    for (int i = 0; i < G * N; i++) q[i] = cast_one<F, SR>((float)p[i] * m_of[i], key[i], q[i]);
+    for (int i = 0; i < G * bytes; i++)
+        packed.v[i] = (uint8_t)(bytes < N ? q[2 * i % (G * N)] | q[(2 * i + 1) % (G * N)] << 4 : q[i]);
+    if (in_place) {
+        memcpy(job.codes + (size_t)j * bytes, packed.v, G * bytes);
+        return largest;
+    }
+    for (int b = 0; b < G && b < count; b++) {
+        size_t row_bytes = code_bytes(F, K), at = (size_t)kb[b] * bytes;
+        uint8_t* to = job.codes + o[b] * row_bytes + at;
+        int n = row_bytes - at < bytes ? (int)(row_bytes - at) : bytes;
+        if (on_device() && n == bytes && (uintptr_t)to % 8 == 0)
+            *(decltype(packed)*)to = packed; // G is 1
+        else
+            for (int i = 0; i < n; i++) to[i] = packed.v[b * bytes + i];
+    }
+    return largest;
+}
+constexpr int RUN = 64; // blocks of a launch row
+template <const Format& F, bool SR, int N, class T, class Scale>
+HD INLINE void cast_run(Lanes g, const Job<T>& job, Scale scale, int run) {
+    scale.prepare();
+    uint32_t first = (uint32_t)run * RUN, left = job.O() * (uint32_t)blocks(job.K(), N) - first, largest = 0;
+    int count = left < RUN ? (int)left : RUN, G = on_device() ? 1 : 16;
+    g.each((count + G - 1) / G, [&](int i) __attribute__((always_inline)) {
+        int left = count - i * G;
+        uint32_t a = on_device() ? cast_group<F, SR, N, 1>(job, scale, first + i, 1)
+                                 : cast_group<F, SR, N, 16>(job, scale, first + i * 16, left < 16 ? left : 16);
+        largest = a > largest ? a : largest;
+    });
+    if (job.record) record_max(g, job.record, bits_as<float>(largest));
+}
+// The same for columns on the CPU, x times faster: tiles of W x W, vectors across the columns; then perfect shuffles,
+// which transpose the codes (each rotates the bits of every index by one), as 32-bit words of E of them.
+constexpr int TILE = 64;
+template <const Format& F, bool SR, int N, class T, class Scale>
+HD INLINE void cast_tile(Lanes g, const Job<T>& job, Scale scale, int tile) {
+    scale.prepare();
+    constexpr int W = TILE, E = F.bits() == 4 ? 8 : 4, words = W / E;
+    int across = (int)blocks(job.C, W), top = tile / across * W, left = tile % across * W;
+    int rows = job.R - top < W ? job.R - top : W, cols = job.C - left < W ? job.C - left : W;
+    const T* p = job.x + (size_t)top * job.C + left;
+    size_t ld = job.C;
+    for (int r = 0; r < rows; r++) // the next tile's; its rows are too many for the hardware to follow
+        for (size_t k = 0; k < W * sizeof(T); k += 64) __builtin_prefetch((const char*)(p + r * ld + W) + k);
+    T padded[W * W];
+    if (rows < W || cols < W) {
+        for (int r = 0; r < W; r++)
+            for (int w = 0; w < W; w++) padded[r * W + w] = r < rows && w < cols ? p[r * ld + w] : T(0.0f);
+        p = padded, ld = W;
+    }
+    alignas(64) uint32_t a[words * W], b[words * W], *from = a, *to = b;
+    uint32_t amax[W], o[W], kb[W], largest = 0;
+    float m[W];
+    RowKey key[W];
+    for (int w = 0; w < W; w++) o[w] = left + w, key[w] = SR ? row_key(job.key, o[w]) : RowKey{};
+    for (int r = 0; r < rows; r += N) {
+        for (int w = 0; w < W; w++) amax[w] = 0, kb[w] = (top + r) / N;
+        for (int k = r; k < (job.known ? r : r + N); k++)
+            for (int w = 0; w < W; w++) amax[w] = larger(amax[w], (float)p[k * ld + w], Scale::keep_nan);
+        uint32_t l = scale_blocks<W>(m, amax, o, kb, cols, job, scale);
+        largest = l > largest ? l : largest;
+        for (int k = r; k < r + N; k += E) {
+            uint32_t* word = a + k / E * W;
+            for (int w = 0; w < W; w++) word[w] = 0;
+            for (int e = 0; e < E; e++)
+                for (int w = 0; w < W; w++)
+                    word[w] |= cast_one<F, SR>((float)p[(k + e) * ld + w] * m[w], key[w], top + k + e) << e * (32 / E);
+        }
+    }
+    if (job.record) record_max(g, job.record, bits_as<float>(largest));
+    for (int n = 1; n < words; n *= 2) {
+        for (int i = 0; i < words * W / 2; i++) {
+            uint32_t low = from[i], high = from[words * W / 2 + i];
+            to[2 * i] = low, to[2 * i + 1] = high;
+        }
+        uint32_t* swap = from;
+        from = to, to = swap;
+    }
+    size_t row_bytes = code_bytes(F, job.R), at = (size_t)top * 4 / E;
+    for (int w = 0; w < cols; w++)
+        if (rows == W)
+            memcpy(job.codes + (left + w) * row_bytes + at, from + w * words, 4 * words);
+        else
+            memcpy(job.codes + (left + w) * row_bytes + at, from + w * words, row_bytes - at);
+}
+inline size_t runs(const char* name, size_t O, size_t K, int N) {
+    size_t count = O * blocks(K, N);
+    if (count > 4000000000) fail("%s: a matrix of %zu x %zu has %zu blocks; it takes up to 4e9", name, O, K, count);
+    return (count + RUN - 1) / RUN;
+}
+template <const Format& F, bool SR, int N, class T, class Scale>
+void cast_as(const char* name, Job<T> job, Scale scale) {
+    bool tiles = job.transpose && !machine.gpu && machine.kernels != Kernels::reference;
+    size_t count = tiles ? blocks(job.R, TILE) * blocks(job.C, TILE) : runs(name, job.O(), job.K(), N);
+    for_rows(name, (double)job.R * job.C * (sizeof(T) + F.bits() / 8.0), count, [=] HD(Lanes g, int i) {
+        if (tiles && !on_device())
+            cast_tile<F, SR, N>(g, job, scale, i);
+        else
+            cast_run<F, SR, N>(g, job, scale, i);
+    });
+}
+template <int N, const Format&... Fs, class T, class Scale>
+void cast_blocks(const char* name, Job<T> job, Scale scale, Cast c) {
+    for_format<Fs...>(name, c.elem, [&]<const Format& F>() {
+        c.round == Rounding::sr ? cast_as<F, true, N>(name, job, scale) : cast_as<F, false, N>(name, job, scale);
+    });
+}
+
+// amax (blocks(O, b.rows), blocks(K, b.cols)), NaN kept, of blocks of 1 x N or N x N, N 16 or 128: for casts that must
+// know it before. A launch row takes h x 128 of x: down the columns, then pairwise across each w neighbours.
+template <int W, class T> // a lane has W of the columns: 4, the host's all
+HD INLINE void amax_strip(float* amax, size_t step, const T* x, int h, int w, int cols, size_t ld) {
+    int first = W == STRIDE ? 0 : thread_index() % LANES * W;
+    uint32_t m[W];
+    for (int i = 0; i < W; i++) m[i] = 0;
+    for (int r = 0; r < h; r++)
+        if (first + W <= cols)
+            for (int i = 0; i < W; i++) m[i] = larger(m[i], (float)x[r * ld + first + i], true);
+        else
+            for (int i = 0; i < W && first + i < cols; i++) m[i] = larger(m[i], (float)x[r * ld + first + i], true);
+    auto pairwise = [](uint32_t* to, const uint32_t* m, int n) __attribute__((always_inline)) {
+        for (int i = 0; i < n; i++) to[i] = m[2 * i] > m[2 * i + 1] ? m[2 * i] : m[2 * i + 1];
+    };
+    int n = W, per = w; // n maxima are left, and each `per` of them make a block
+    if (W == STRIDE && w > 1) {
+        uint32_t t[STRIDE / 2];
+        pairwise(t, m, 64), pairwise(m, t, 32), pairwise(t, m, 16), pairwise(m, t, 8), n = 8, per /= 16;
+    }
+    for (; n > 1 && per > 1; n /= 2, per /= 2) pairwise(m, m, n / 2);
+    for (int mask = 1; per > 1; mask *= 2, per /= 2) { // a block of a GPU's neighbouring lanes
+        uint32_t other = bits_as<uint32_t>(shfl_xor(bits_as<float>(m[0]), mask));
+        m[0] = m[0] > other ? m[0] : other;
+    }
+    for (int i = 0; i < n && first % w == 0; i++)
+        if (first + i * w < cols) amax[(first / w + i) * step] = bits_as<float>(m[i]);
+}
+template <class T> void amax_blocks(float* amax, const T* x, Block b, bool transpose, int R, int C) {
+    int h = transpose ? b.cols : b.rows, w = transpose ? b.rows : b.cols;
+    size_t KB = blocks(transpose ? R : C, b.cols), across = column_groups(C), step = transpose ? KB : 1;
+    for_rows("amax_blocks", (double)R * C * sizeof(T), blocks(R, h) * across, [=] HD(Lanes, int i) {
+        int r = (int)(i / across), c = (int)(i % across) * STRIDE;
+        int rows = R - r * h < h ? R - r * h : h, cols = C - c < STRIDE ? C - c : STRIDE;
+        float* to = amax + (transpose ? c / w * KB + r : r * KB + c / w);
+        const T* from = x + (size_t)r * h * C + c;
+        on_device() ? amax_strip<4>(to, step, from, rows, w, cols, C)
+                    : amax_strip<STRIDE>(to, step, from, rows, w, cols, C);
+    });
+}
+// *amax becomes the larger of itself and max|x| over n elements, NaN left out.
+template <class T> void amax_tensor(float* amax, const T* x, size_t n) {
+    constexpr size_t piece = 4096;
+    for_rows("amax_tensor", (double)n * sizeof(T), (n + piece - 1) / piece, [=] HD(Lanes g, int i) {
+        size_t at = i * piece;
+        record_max(g, amax, (float)g.max((int)(n - at < piece ? n - at : piece), Magnitude(), x + at));
+    });
+}
+
+// --- and back -------------------------------------------------------------------------------------------------------
+template <const Format& F, int N, int G, class Y, class Scales>
+HD INLINE void decode_group(Y* y, const uint8_t* codes, const Scales& scales, size_t K, uint32_t j, int count) {
+    constexpr int bytes = F.bits() == 4 ? N / 2 : N;
+    uint32_t KB = (uint32_t)blocks(K, N);
+    bool in_place = count == G && K % N == 0;
+    uint8_t gathered[G * bytes], q[G * N];
+    float s[G * N];
+    struct alignas(16) { Y v[G * N]; } out;
+    for (int b = 0; b < G; b++) {
+        size_t o = (j + b) / KB, kb = (j + b) % KB, row_bytes = code_bytes(F, K);
+        float scale = b < count ? scales(o, kb) : 0;
+        for (int k = 0; k < N; k++) s[b * N + k] = scale;
+        size_t at = o * row_bytes + kb * bytes, n = b < count ? row_bytes - kb * bytes : 0;
+        for (int i = 0; i < bytes && !in_place; i++) gathered[b * bytes + i] = (size_t)i < n ? codes[at + i] : 0;
+    }
+    const uint8_t* p = in_place ? codes + (size_t)j * bytes : gathered;
+    for (int i = 0; i < G * bytes; i++)
+        if (bytes < N)
+            q[2 * i % (G * N)] = p[i] & 15, q[(2 * i + 1) % (G * N)] = p[i] >> 4;
+        else
+            q[i] = p[i];
+    for (int i = 0; i < G * N; i++) out.v[i] = Y(decode(F, q[i]) * s[i]);
+    if (in_place && (!on_device() || (uintptr_t)(y + (size_t)j * N) % 16 == 0))
+        memcpy(__builtin_assume_aligned(y + (size_t)j * N, on_device() ? 16 : alignof(Y)), &out, sizeof out);
+    else
+        for (int b = 0; b < G && b < count; b++) {
+            size_t o = (j + b) / KB, kb = (j + b) % KB;
+            for (int k = 0; k < N && kb * N + k < K; k++) y[o * K + kb * N + k] = out.v[b * N + k];
+        }
+}
+template <const Format& F, int N, class Y, class Scales>
+void decode_as(const char* name, Y* y, const uint8_t* codes, Scales scales, int O, int K) {
+    for_rows(name, (double)O * K * (sizeof(Y) + F.bits() / 8.0), runs(name, O, K, N), [=] HD(Lanes g, int run) {
+        uint32_t first = (uint32_t)run * RUN, left = (uint32_t)O * (uint32_t)blocks(K, N) - first;
+        int count = left < RUN ? (int)left : RUN, G = on_device() ? 1 : 16;
+        g.each((count + G - 1) / G, [&](int i) __attribute__((always_inline)) {
+            int left = count - i * G;
+            on_device() ? decode_group<F, N, 1>(y, codes, scales, K, first + i, 1)
+                        : decode_group<F, N, 16>(y, codes, scales, K, first + i * 16, left < 16 ? left : 16);
+        });
+    });
+}
+template <int N, const Format&... Fs, class Y, class Scales>
+void decode_blocks(const char* name, Y* y, const uint8_t* codes, Scales scales, Format f, int O, int K) {
+    for_format<Fs...>(name, f, [&]<const Format& F>() { decode_as<F, N>(name, y, codes, scales, O, K); });
+}
+// --- 7. the random Hadamard transform ----------------------------------------------------------------------------
+// y (16 blocks(R, 16), C) = x' = H x down each 16 rows, zeros below row R. H = Hadamard matrix * diag(sign) / 4 is
+// orthogonal, so a GEMM of two operands that went through it contracts to the same sums; before the cast it spreads an
+// outlier over its block. In FP32, then rounded to Y.
+template <int W> HD INLINE void hadamard16(float (*v)[W]) {
+    for (int i = 0; i < 16; i++)
+        for (int w = 0; w < W; w++) v[i][w] = 0xd7e8 >> i & 1 ? -v[i][w] : v[i][w]; // + + + - + - - - - - - + - + - -
+    for (int stride = 1; stride < 16; stride *= 2)
+        for (int i = 0; i < 16; i++)
+            for (int w = 0; w < W && !(i & stride); w++) {
+                float a = v[i][w], b = v[i + stride][w];
+                v[i][w] = a + b, v[i + stride][w] = a - b;
+            }
+}
+template <int W, class Y, class T>
+HD INLINE void hadamard_columns(Y* y, const T* x, int rows, int cols, size_t C) {
+    float v[16][W];
+    for (int i = 0; i < 16; i++)
+        for (int w = 0; w < W; w++) v[i][w] = i < rows && w < cols ? (float)x[i * C + w] : 0.0f;
+    hadamard16<W>(v);
+    for (int i = 0; i < 16; i++)
+        for (int w = 0; w < cols; w++) y[i * C + w] = Y(v[i][w] * 0.25f);
+}
+template <class Y, class T> void hadamard(Y* y, const T* x, int R, int C) {
+    constexpr int W = 64;
+    size_t groups = blocks(C, W);
+    for_rows("hadamard", (double)R * C * (sizeof(Y) + sizeof(T)), blocks(R, 16) * groups, [=] HD(Lanes g, int j) {
+        size_t r = j / groups * 16, c = j % groups * W, at = r * C + c;
+        int rows = (int)(R - r), cols = (int)(C - c < W ? C - c : W);
+        if (on_device())
+            g.each(cols, [=](int i) { hadamard_columns<1>(y + at + i, x + at + i, rows, 1, C); });
+        else
+            hadamard_columns<W>(y + at, x + at, rows, cols, C);
+    });
+}
