@@ -68,8 +68,8 @@ FLAT void interleave(V16& v, const H16& even, const H16& odd) {
 }
 FLAT void widen(V16& v, const H16& h) { interleave(v, H16{}, h); } // BF16 -> FP32
 FLAT void round_to_bf16(H32& h, const F16& lo, const F16& hi) {    // nearest even; NaN becomes 0x7fff
-    V16 x[2] = {(V16)lo, (V16)hi}, nan[2] = {(V16)(lo != lo), (V16)(hi != hi)};
-    for (int i = 0; i < 2; i++) x[i] = ((x[i] + 0x7fff + ((x[i] >> 16) & 1)) & ~nan[i]) | (nan[i] & 0x7fff0000);
+    V16 x[2] = {(V16)lo, (V16)hi};
+    for (V16& v : x) v = (F16)v != (F16)v ? V16{} + 0x7fff0000 : v + 0x7fff + ((v >> 16) & 1);
     h = __builtin_shufflevector((H32)x[0], (H32)x[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31, 33, 35,
                                 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63); // the upper halves
 }
@@ -314,21 +314,22 @@ FLAT void load_out(F16& f, const void* p, Elem elem, size_t at, int n) {
         load(f = F16{}, (const float*)p + at, n);
     }
 }
-template <bool FULL> FLAT void finish_rows(const Gemm& g, const float* c, size_t m0, size_t n0, int m, int n) {
+template <bool FULL> FLAT void finish_rows(const Gemm& gemm, const float* c, size_t m0, size_t n0, int m, int n) {
+    const Gemm g = gemm; // a copy, which the stores below cannot change
     const int n_lo = FULL ? 16 : std::min(n, 16), n_hi = FULL ? 16 : std::max(n - 16, 0);
-    const bool scaled = g.scale_a != 1 || g.scale_b != 1, to_bf16 = g.out_elem == Elem::bf16;
+    const bool scaled = g.scale_a != 1 || g.scale_b != 1;
     F16 lo, hi, bias_lo{}, bias_hi{}, old;
     if (g.bias) load_out(bias_lo, g.bias, g.out_elem, n0, n_lo), load_out(bias_hi, g.bias, g.out_elem, n0 + 16, n_hi);
-    for (int i = 0; i < m; i++) {
-        const size_t at = (m0 + i) * g.ld_out + n0;
-        load(lo, c + i * 32, 16), load(hi, c + i * 32 + 16, 16);
+    size_t at = m0 * g.ld_out + n0;
+    for (const float* end = c + m * 32; c < end; c += 32, at += g.ld_out) {
+        load(lo, c, 16), load(hi, c + 16, 16);
         if (scaled) lo = lo * g.scale_a * g.scale_b, hi = hi * g.scale_a * g.scale_b;
         if (g.bias) lo += bias_lo, hi += bias_hi;
         if (g.accumulate) {
             load_out(old, g.out, g.out_elem, at, n_lo), lo = old + lo;
             load_out(old, g.out, g.out_elem, at + 16, n_hi), hi = old + hi;
         }
-        if (to_bf16) {
+        if (g.out_elem == Elem::bf16) {
             H32 both;
             round_to_bf16(both, lo, hi);
             memcpy((uint16_t*)g.out + at, &both, FULL ? sizeof(both) : 2 * n);
@@ -347,7 +348,7 @@ FLAT void finish(const Gemm& g, const float* c, size_t m0, size_t n0, int m, int
 // rows of a stay packed in L2, and these into blocks of kc chunks, for which 32 rows of b are packed into L1 just before
 // they are used. So b is read once per tile and a once per row of tiles (`a_held`).
 struct Plan {
-    int mc, nc, ks, kc, mt, nt;
+    int mc, nc, ks, kc, nb, mt, nt;
 };
 constexpr int A_CHUNKS = 512, B_CHUNKS = 12; // of a in L2 (512 KB); of 16 rows of b in L1
 constexpr int TILE_FLOATS = 131072;          // accumulators at rest: 512 KB
@@ -358,6 +359,7 @@ struct Workspace {
 };
 static Workspace& workspace() { // pages that are never touched cost nothing
     thread_local std::unique_ptr<Workspace> w(new Workspace);
+    w->a_held = -1;
     return *w;
 }
 template <Multiply multiply, bool PAIRS> FLAT void tile(const Gemm& g, const Plan& p, Workspace& w, int64_t index) {
@@ -371,16 +373,20 @@ template <Multiply multiply, bool PAIRS> FLAT void tile(const Gemm& g, const Pla
         const size_t a_panel = (size_t)stretch * CHUNK;
         if (w.a_held != ti) pack<PAIRS>(w.a, g.a, false, m0, m, g.K, (size_t)s * CK, stretch);
         w.a_held = p.ks >= total ? ti : -1;
-        for (int j = 0; j < n; j += 32)
+        for (int j0 = 0; j0 < n; j0 += p.nb)
             for (int k = 0; k == 0 || k < stretch; k += p.kc) {
-                const int chunks = std::min(p.kc, stretch - k), n1 = std::min(n - j, 32);
-                pack<PAIRS>(w.b, g.b, true, n0 + j, n1, g.K, (size_t)(s + k) * CK, chunks);
+                const int chunks = std::min(p.kc, stretch - k), n1 = std::min(n - j0, p.nb);
+                pack<PAIRS>(w.b, g.b, true, n0 + j0, n1, g.K, (size_t)(s + k) * CK, chunks);
+                const bool first = s + k == 0, last = s + k + chunks == total;
                 for (int i = 0; i < m; i += 32) {
-                    float* c = w.c + (p.ks >= total ? i : j / 32 * p.mc + i) * 32;
-                    const int m1 = std::min(m - i, 32);
-                    multiply(c, w.a + i / 16 * a_panel + k * CHUNK, a_panel, w.b, chunks * CHUNK, chunks, s + k == 0,
-                             m1, n1);
-                    if (s + k + chunks == total) finish(g, c, m0 + i, n0 + j, m1, n1);
+                    for (int j = 0; j < n1; j += 32) {
+                        // Accumulators rest where no other block of out comes by before they are taken up again.
+                        float* c = w.c + (first && last ? 0 : p.ks >= total ? i : (j0 + j) / 32 * p.mc + i) * 32;
+                        const int mi = std::min(m - i, 32), nj = std::min(n1 - j, 32);
+                        multiply(c, w.a + i / 16 * a_panel + k * CHUNK, a_panel, w.b + j / 16 * chunks * CHUNK,
+                                 chunks * CHUNK, chunks, first, mi, nj);
+                        if (last) finish(g, c, m0 + i, n0 + j0 + j, mi, nj);
+                    }
                 }
             }
     }
@@ -462,6 +468,7 @@ static Plan plan(const Gemm& g, int chunk_k, int threads) {
     const bool whole = rows >= std::min(g.M, 256);
     p.ks = whole ? total : ceil_div(total, ceil_div(total, A_CHUNKS / 16));
     p.kc = ceil_div(p.ks, ceil_div(p.ks, B_CHUNKS));
+    p.nb = std::max(1, B_CHUNKS / p.kc) * 32;
     // Cut until every thread has something to do, and until the last round of tiles does not leave threads idle.
     int mc = whole ? rows : 256, nc = whole ? 1 << 30 : TILE_FLOATS / 256;
     mc = std::min(mc, round_up(g.M, 32)), nc = (int)std::min<int64_t>(nc, (g.N + 31ll) / 32 * 32);
@@ -489,10 +496,14 @@ void matmul_cpu(const Gemm& g, CpuKernel which) {
 #endif
     const Plan p = plan(g, kernel.pairs ? 32 : 16, threads);
     const int64_t tiles = (int64_t)p.mt * p.nt;
-#pragma omp parallel num_threads(threads) if (threads > 1)
+    if (threads == 1) { // a parallel region of one costs 0.5 us
+        Workspace& w = workspace();
+        for (int64_t i = 0; i < tiles; i++) kernel.tile(g, p, w, i);
+        return;
+    }
+#pragma omp parallel num_threads(threads)
     {
         Workspace& w = workspace();
-        w.a_held = -1;
 #pragma omp for schedule(dynamic) nowait
         for (int64_t i = 0; i < tiles; i++) kernel.tile(g, p, w, i);
     }
