@@ -343,12 +343,15 @@ FLAT void finish(const Gemm& g, const float* c, size_t m0, size_t n0, int m, int
     else finish_rows<false>(g, c, m0, n0, m, n);
 }
 
-// --- one tile of out, mc x nc ----------------------------------------------------------------------------------------
-// out is cut into mt x nt tiles of at most mc x nc (multiples of 32). K is cut into stretches of ks chunks, for which the
-// rows of a stay packed in L2, and these into blocks of kc chunks, for which 32 rows of b are packed into L1 just before
-// they are used. So b is read once per tile and a once per row of tiles (`a_held`).
+// --- one tile of out ---------------------------------------------------------------------------------------------------
+// Two levels, as far as K goes: a stretch of ks chunks, over which a's rows stay packed in L2, and in it blocks of kc, for
+// which nb rows of b are packed into L1 right before they meet all of a's rows. Most often one stretch is all of K; then
+// a's rows are packed once for a whole row of tiles (`a_held`), and b once per tile.
 struct Plan {
-    int mc, nc, ks, kc, nb, mt, nt;
+    int mt, nt; // tiles of out
+    int mc, nc; // their size, multiples of 32
+    int ks, kc; // chunks
+    int nb;     // more than 32 only if kc is all of K
 };
 constexpr int A_CHUNKS = 512, B_CHUNKS = 12; // of a in L2 (512 KB); of 16 rows of b in L1
 constexpr int TILE_FLOATS = 131072;          // accumulators at rest: 512 KB
@@ -378,16 +381,15 @@ template <Multiply multiply, bool PAIRS> FLAT void tile(const Gemm& g, const Pla
                 const int chunks = std::min(p.kc, stretch - k), n1 = std::min(n - j0, p.nb);
                 pack<PAIRS>(w.b, g.b, true, n0 + j0, n1, g.K, (size_t)(s + k) * CK, chunks);
                 const bool first = s + k == 0, last = s + k + chunks == total;
-                for (int i = 0; i < m; i += 32) {
+                for (int i = 0; i < m; i += 32)
                     for (int j = 0; j < n1; j += 32) {
-                        // Accumulators rest where no other block of out comes by before they are taken up again.
+                        // Unfinished sums rest where no other block comes by before they are taken up again.
                         float* c = w.c + (first && last ? 0 : p.ks >= total ? i : (j0 + j) / 32 * p.mc + i) * 32;
                         const int mi = std::min(m - i, 32), nj = std::min(n1 - j, 32);
                         multiply(c, w.a + i / 16 * a_panel + k * CHUNK, a_panel, w.b + j / 16 * chunks * CHUNK,
                                  chunks * CHUNK, chunks, first, mi, nj);
                         if (last) finish(g, c, m0 + i, n0 + j0 + j, mi, nj);
                     }
-                }
             }
     }
 }
