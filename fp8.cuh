@@ -18,14 +18,6 @@
 #include "ops/lanes.cuh"
 #include <cfloat>
 
-// What the chip has: FP8 conversions since 8.9; FP6, FP4 and E8M0 on 10.x and 12.x, in targets such as 100f and 120f.
-#ifdef __CUDA_ARCH__
-#define ULP_CVT_FP8 (__CUDA_ARCH__ >= 890)
-#ifdef __CUDA_ARCH_FAMILY_SPECIFIC__
-#define ULP_CVT_FP4 (__CUDA_ARCH__ >= 1000)
-#endif
-#endif
-
 // --- 1. formats are values ---------------------------------------------------------------------------------------
 enum class Specials {
     none,  // every code is a number

@@ -19,14 +19,7 @@ HD INLINE void record_max(Lanes g, float* to, float m) {
         float other = shfl_xor(m, mask);
         m = other > m ? other : m;
     }
-    if (!g.first()) return;
-    int bits = bits_as<int>(m); // floats >= 0 order as their bits do
-#ifdef __CUDA_ARCH__
-    if (bits > *(volatile int*)to) atomicMax((int*)to, bits);
-#else
-    int old = __atomic_load_n((int*)to, __ATOMIC_RELAXED);
-    while (bits > old && !__atomic_compare_exchange_n((int*)to, &old, bits, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
-#endif
+    if (g.first()) atomic_max((int*)to, bits_as<int>(m)); // floats >= 0 order as their bits do
 }
 
 // --- into codes -----------------------------------------------------------------------------------------------------
@@ -131,7 +124,7 @@ HD INLINE void cast_run(Lanes g, const Job<T>& job, Scale scale, int run) {
     });
     if (job.record) record_max(g, job.record, bits_as<float>(largest));
 }
-// The same for columns on the CPU, x times faster: tiles of W x W, vectors across the columns; then perfect shuffles,
+// The same for columns on the CPU, faster: tiles of W x W, vectors across the columns; then perfect shuffles,
 // which transpose the codes (each rotates the bits of every index by one), as 32-bit words of E of them.
 constexpr int TILE = 64;
 template <const Format& F, bool SR, int N, class T, class Scale>
@@ -304,7 +297,7 @@ template <int N, const Format&... Fs, class Y, class Scales>
 void decode_blocks(const char* name, Y* y, const uint8_t* codes, Scales scales, Format f, int O, int K) {
     for_format<Fs...>(name, f, [&]<const Format& F>() { decode_as<F, N>(name, y, codes, scales, O, K); });
 }
-// --- 7. the random Hadamard transform ----------------------------------------------------------------------------
+// --- the random Hadamard transform ----------------------------------------------------------------------------------
 // y (16 blocks(R, 16), C) = x' = H x down each 16 rows, zeros below row R. H = Hadamard matrix * diag(sign) / 4 is
 // orthogonal, so a GEMM of two operands that went through it contracts to the same sums; before the cast it spreads an
 // outlier over its block. In FP32, then rounded to Y.

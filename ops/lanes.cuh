@@ -69,6 +69,22 @@ template <class T> inline T shfl_xor(T x, int) { return x; }
 inline void sync_lanes() {}
 #endif
 #define INLINE inline __attribute__((always_inline))
+// What the chip converts by itself: FP8 since 8.9; FP6, FP4 and E8M0 on 10.x and 12.x, in targets such as 100f.
+#ifdef __CUDA_ARCH__
+#define ULP_CVT_FP8 (__CUDA_ARCH__ >= 890)
+#ifdef __CUDA_ARCH_FAMILY_SPECIFIC__
+#define ULP_CVT_FP4 (__CUDA_ARCH__ >= 1000)
+#endif
+#endif
+// *to = the larger of *to and x, whatever else does the same at the same time. The order changes nothing.
+HD INLINE void atomic_max(int* to, int x) {
+#ifdef __CUDA_ARCH__
+    if (x > *(volatile int*)to) atomicMax(to, x);
+#else
+    int old = __atomic_load_n(to, __ATOMIC_RELAXED);
+    while (x > old && !__atomic_compare_exchange_n(to, &old, x, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+#endif
+}
 #if defined(__clang__) // before a loop whose iterations do not depend on each other; clang finds out at run time
 #define UNALIASED
 #else
