@@ -108,6 +108,30 @@ template <Elem E> FLAT void run_f32(V16& v, const Operand& o, size_t at, int n, 
 
 // One chunk: n rows from r on (of 16), nk elements from k on (of 32 in pairs, of 16 in FP32), as lines along the
 // contiguous dimension of the operand; two lines of BF16 along the rows interleave to a line of pairs.
+inline uint16_t decode_one(const Operand& o, size_t r, size_t k) {
+    const size_t at = o.k_contiguous ? r * o.ld + k : k * o.ld + r;
+    const uint8_t* codes = (const uint8_t*)o.data;
+    const uint16_t value = o.values[o.elem == Elem::e2m1 ? codes[at / 2] >> at % 2 * 4 & 15 : codes[at]];
+    if (!o.scales) return value;
+    const size_t i = r / o.scale_rows * o.ld_scales + k / o.block;
+    const float scale = o.scale_elem == Elem::f32 ? ((const float*)o.scales)[i]
+                                                  : o.scale_values[((const uint8_t*)o.scales)[i]];
+    uint32_t u = (uint32_t)value << 16;
+    float x;
+    memcpy(&x, &u, 4), x *= scale, memcpy(&u, &x, 4);
+    return x != x ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+}
+template <bool PAIRS>
+inline void fetch_codes(V16 (&x)[16], const Operand& o, size_t r, size_t k, int n, int nk, bool minus) {
+    constexpr int CK = PAIRS ? 32 : 16;
+    uint16_t h[16][CK];
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < CK; j++) h[i][j] = i < n && j < nk ? decode_one(o, r + i, k + j) : minus << 15;
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 16; j++)
+            if (PAIRS) x[o.k_contiguous ? i : j][o.k_contiguous ? j : i] = h[i][2 * j] | (uint32_t)h[i][2 * j + 1] << 16;
+            else x[o.k_contiguous ? i : j][o.k_contiguous ? j : i] = (uint32_t)h[i][j] << 16;
+}
 template <bool PAIRS, Elem E, bool K_CONTIGUOUS>
 FLAT void fetch(V16 (&x)[16], const Operand& o, size_t r, size_t k, int n, int nk, bool minus) {
 #pragma GCC unroll 16
@@ -141,7 +165,8 @@ FLAT void pack_as(uint32_t* to, const Operand& o, bool is_b, size_t r0, int rows
             const size_t r = r0 + panel * 16, k = k0 + chunk * CK;
             const int n = std::clamp(rows - panel * 16, 0, 16), nk = (int)std::min<size_t>(K - k, CK);
             V16 x[16];
-            if (n == 16 && nk == CK) fetch<PAIRS, E, K_CONTIGUOUS>(x, o, r, k, 16, CK, is_b);
+            if (o.elem > Elem::f32) fetch_codes<PAIRS>(x, o, r, k, n, nk, is_b);
+            else if (n == 16 && nk == CK) fetch<PAIRS, E, K_CONTIGUOUS>(x, o, r, k, 16, CK, is_b);
             else fetch<PAIRS, E, K_CONTIGUOUS>(x, o, r, k, n, nk, is_b);
             if (K_CONTIGUOUS == is_b) transpose(x);
             memcpy(to + (panel * chunks + chunk) * CHUNK, x, sizeof(x));
@@ -485,10 +510,28 @@ static Plan plan(const Gemm& g, int chunk_k, int threads) {
     return p;
 }
 
+static void check(const char* name, const Operand& o) {
+    const bool codes = o.elem > Elem::f32, bytes = o.scale_elem != Elem::f32;
+    auto refuse = [&](const char* why) { fail("matmul_cpu: operand %s %s", name, why); };
+    if (o.elem == Elem::e8m0) refuse("is of e8m0. hint: that is a type of scales");
+    if (codes && !o.values) refuse("is of codes but has no table of their values");
+    if (o.elem == Elem::e2m1 && !o.k_contiguous) refuse("is of e2m1, and not contiguous along k. hint: cast it that way");
+    if (o.elem == Elem::e2m1 && o.ld % 2) refuse("is of e2m1 with an odd ld, so that rows begin inside a byte");
+    if (!o.scales) return;
+    if (!codes) refuse("has block scales but no codes");
+    if (!o.k_contiguous) refuse("has block scales, and is not contiguous along k. hint: cast it that way");
+    if (bytes && o.scale_elem != Elem::e8m0 && o.scale_elem != Elem::e4m3) refuse("has scales that are not e8m0, e4m3, f32");
+    if (bytes && !o.scale_values) refuse("has byte scales but no table of their values");
+    if (o.block < 16 || o.block % 16 || o.scale_rows < 1)
+        fail("matmul_cpu: operand %s has a scale for each %d rows x %d along k. hint: the latter is a multiple of 16", name,
+             o.scale_rows, o.block);
+}
 void matmul_cpu(const Gemm& g, CpuKernel which) {
     if (g.M < 0 || g.N < 0 || g.K < 0) fail("matmul_cpu: a size is negative: M %d, N %d, K %d", g.M, g.N, g.K);
-    const bool bf16 = g.a.elem == Elem::bf16 && g.b.elem == Elem::bf16;
-    const Kernel& kernel = kernel_for(kernel_for(which).pairs && !bf16 ? CpuKernel::portable : which);
+    check("a", g.a), check("b", g.b);
+    if (g.out_elem > Elem::f32) fail("matmul_cpu: out is of codes. hint: it can be BF16 or FP32");
+    const bool f32 = g.a.elem == Elem::f32 || g.b.elem == Elem::f32;
+    const Kernel& kernel = kernel_for(kernel_for(which).pairs && f32 ? CpuKernel::portable : which);
     if (!kernel.tile) fail("matmul_cpu: this machine has no %s. hint: --kernels fast picks what it has", kernel.name);
     if (g.M == 0 || g.N == 0) return;
     int threads = 1;

@@ -15,14 +15,26 @@
 #include <cstddef>
 #include <cstdint>
 
-enum class Elem : uint8_t { bf16, f32 };
+// e2m1: two codes to a byte, the even element in the low half; the other codes take a byte each. e8m0: scales only.
+enum class Elem : uint8_t { bf16, f32, e4m3, e5m2, e3m2, e2m3, e2m1, e8m0 };
 
 // A matrix (rows, K): element (r, k) is data[r * ld + k] if k_contiguous, else data[k * ld + r]. It need not be aligned.
+// Of codes, it stands for values[code] * scale[r / scale_rows][k / block] in FP32, rounded to BF16 (to nearest even);
+// every kernel multiplies these BF16. Block scales, and e2m1, want k_contiguous.
 struct Operand {
     const void* data;
     Elem elem;
     bool k_contiguous;
-    size_t ld; // in elements
+    size_t ld; // in elements; even for e2m1
+    // The BF16 bits of all codes: 256, 64 (e3m2, e2m3) or 16 (e2m1). Where a code has 8 bits only the lower half is read:
+    // a code with the top bit set must be that of the other half with the sign flipped, NaN excepted.
+    const uint16_t* values = nullptr;    // 64-byte aligned
+    const void* scales = nullptr;        // (ceil(rows / scale_rows), ld_scales); null: 1
+    Elem scale_elem = Elem::f32;         // or e8m0 or e4m3: a byte each
+    const float* scale_values = nullptr; // of the 256 codes of a byte scale
+    int block = 0, scale_rows = 1;       // elements along k, and rows, that share a scale; block is a multiple of 16
+    size_t ld_scales = 0;
+    const float* factor = nullptr; // of the whole operand: the caller folds it into scale_a or scale_b; not read here
 };
 
 // out[m, n] = (accumulate ? out[m, n] : 0) + (sum over k of a[m, k] b[n, k]) * scale_a * scale_b + bias[n]
@@ -41,11 +53,11 @@ struct Gemm {
 };
 
 // fast: the fastest here. portable: FP32 fma only, in the best of its three forms (the last three names, for tests).
-// FP32 operands take the portable kernel whatever is asked for: the others multiply BF16.
+// An FP32 operand takes the portable kernel whatever is asked for: the others multiply BF16.
 enum class CpuKernel { fast, portable, dot, amx, plain, avx2, avx512 };
 bool cpu_kernel_available(CpuKernel kernel);
 const char* cpu_kernel_name(CpuKernel kernel); // "fast" and "portable" give the name of what they stand for
 
-// Runs on all OpenMP threads, or on the calling one alone inside a parallel region. Throws Error on a negative size and
-// on a kernel this machine lacks. Each thread keeps a workspace of 2 MB at most.
+// Runs on all OpenMP threads, or on the calling one alone inside a parallel region. Throws Error on a negative size, an
+// operand that breaks a rule above and a kernel this machine lacks. Each thread keeps a workspace of 2 MB at most.
 void matmul_cpu(const Gemm& gemm, CpuKernel kernel = CpuKernel::fast);
