@@ -1,7 +1,9 @@
-// What nvcc makes of a row function, where there is an nvcc: rows move in packs, four elements a load.
+// What nvcc makes of row functions, where there is an nvcc: rows move in packs, four elements a load, and casts are the
+// chip's own conversions where it has them.
 #include "check.h"
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <sstream>
 #include <stdlib.h>
 
@@ -19,6 +21,24 @@ static std::string contents(const fs::path& file) {
     s << std::ifstream(file).rdbuf();
     return s.str();
 }
+struct Scratch {
+    fs::path dir;
+    Scratch() {
+        std::string name = fs::temp_directory_path() / "ulp-ptx-XXXXXX";
+        REQUIRE(mkdtemp(name.data()));
+        dir = name;
+    }
+    ~Scratch() { fs::remove_all(dir); }
+};
+// the PTX; where nvcc fails, what it says
+static std::string compile(const std::string& nvcc, const fs::path& source, const std::string& arch) {
+    std::string root = fs::absolute(__FILE__).parent_path().parent_path();
+    std::string out = source.string() + "." + arch, flags = " -std=c++20 -O3 -fmad=false --extended-lambda "
+                                                            "--expt-relaxed-constexpr -I";
+    std::string command = nvcc + " -ptx -arch=" + arch + flags + root + " -o " + out + " " + source.string();
+    int status = system((command + " >" + out + ".log 2>&1").c_str());
+    return status == 0 ? contents(out) : command + "\n" + contents(out + ".log");
+}
 // lines that hold the word and one of the types
 static int count(const std::string& ptx, const char* word, std::initializer_list<const char*> types) {
     std::istringstream lines(ptx);
@@ -32,26 +52,14 @@ static int count(const std::string& ptx, const char* word, std::initializer_list
 TEST_CASE("nvcc moves LayerNorm's rows in packs: 8-byte loads and stores of BF16, 16-byte loads of FP32") {
     std::string nvcc = find_nvcc();
     if (nvcc.empty()) SKIP("no nvcc, so the PTX of LayerNorm was not looked at");
-    std::string name = fs::temp_directory_path() / "ulp-ptx-XXXXXX";
-    REQUIRE(mkdtemp(name.data()));
-    struct Remove {
-        fs::path dir;
-        ~Remove() { fs::remove_all(dir); }
-    } scratch{name};
+    Scratch scratch;
     std::ofstream(scratch.dir / "a.cu") << R"(#include "ops/layernorm.cuh"
 void use(act* y, real* f, const act* x, int N, int C) {
     layernorm_forward(y, f, f, x, f, f, N, C);
     layernorm_backward(y, f, f, x, x, f, f, f, f, N, C);
 })";
-    std::string root = fs::absolute(__FILE__).parent_path().parent_path();
-    std::string log = scratch.dir / "log", ptx_file = scratch.dir / "a.ptx";
-    std::string command = nvcc +
-                          " -ptx -arch=sm_90 -std=c++20 -O3 -fmad=false --extended-lambda --expt-relaxed-constexpr -I" +
-                          root + " -o " + ptx_file + " " + (scratch.dir / "a.cu").string() + " >" + log + " 2>&1";
-    int status = system(command.c_str());
-    REQUIRE_MESSAGE(status == 0, command, "\n", contents(log));
-
-    std::string ptx = contents(ptx_file);
+    std::string ptx = compile(nvcc, scratch.dir / "a.cu", "sm_90");
+    REQUIRE_MESSAGE(ptx.find(".target sm_90") != std::string::npos, ptx);
     auto bf16 = {".v4.u16", ".v4.b16", ".v2.u32", ".v2.b32"}, fp32 = {".v4.f32", ".v4.b32"};
     struct {
         std::string launcher;
@@ -68,6 +76,35 @@ void use(act* y, real* f, const act* x, int N, int C) {
         CHECK_MESSAGE(count(body, "ld.global", bf16) >= k.loads, k.launcher);
         CHECK_MESSAGE(count(body, "st.global", bf16) >= k.stores, k.launcher);
         CHECK_MESSAGE(count(body, "ld.global", fp32) >= k.fp32, k.launcher);
+    }
+}
+
+TEST_CASE("nvcc casts with the conversions a chip has: FP8 from sm_89 on; FP6, FP4 and E8M0 on sm_100f and sm_120f") {
+    std::string nvcc = find_nvcc();
+    if (nvcc.empty()) SKIP("no nvcc, so the PTX of the casts was not looked at");
+    Scratch scratch;
+    std::ofstream(scratch.dir / "a.cu") << R"(#include "fp8.cuh"
+void use(uint8_t* q, uint8_t* s, float* f, const bf16* x, Cast c, bool transpose) {
+    cast_tensor(q, f, x, f, c, transpose, 64, 64);
+    cast_mx(q, s, x, c, transpose, 64, 64);
+    cast_nvfp4(q, s, f, f, x, c, transpose, 64, 64);
+})";
+    const char *fp8[] = {"cvt.rn.satfinite.e4m3x2.f32", "cvt.rn.satfinite.e5m2x2.f32"},
+               *fp4[] = {"cvt.rn.satfinite.e2m1x2.f32", "cvt.rn.satfinite.e2m3x2.f32", "cvt.rn.satfinite.e3m2x2.f32",
+                         "cvt.rp.ue8m0x2.f32"};
+    const struct {
+        const char* arch;
+        bool fp8, fp4;
+    } chips[] = {{"sm_80", false, false}, {"sm_89", true, false}, {"sm_100f", true, true}, {"sm_120f", true, true}};
+    std::vector<std::future<std::string>> compiles;
+    for (auto& chip : chips)
+        compiles.push_back(std::async(std::launch::async, compile, nvcc, scratch.dir / "a.cu", chip.arch));
+    for (size_t i = 0; i < compiles.size(); i++) {
+        std::string ptx = compiles[i].get();
+        INFO(chips[i].arch);
+        REQUIRE_MESSAGE(ptx.find(".target " + std::string(chips[i].arch)) != std::string::npos, ptx);
+        for (auto word : fp8) CHECK_MESSAGE((count(ptx, word, {""}) > 0) == chips[i].fp8, word);
+        for (auto word : fp4) CHECK_MESSAGE((count(ptx, word, {""}) > 0) == chips[i].fp4, word);
     }
 }
 
