@@ -2,6 +2,7 @@
 # make ARCH=90a   with nvcc for one architecture (80 89 90a 100f 120f), ARCH=all for all of them, CUDA=0 without nvcc
 # make ACT=float  ./train-f32, in which activations and operands are FP32
 # make test | asan | bench | loc | format | clean
+# make test-exhaustive   every format's encode() on all 2^32 floats; takes minutes
 ifeq ($(MAKELEVEL),0)
   MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 2)
 endif
@@ -65,7 +66,7 @@ B     := build/$(KIND)
 BIN   := $(if $(SAN),$(B)/train,$(if $(filter float,$(ACT)),train-f32,train))
 PLAIN := $(patsubst %.cpp,$(B)/%.o,$(wildcard ops/*.cpp $(if $(filter bf16 float,$(ACT)),run/*.cpp data/*.cpp)))
 
-.PHONY: all say test test-one asan bench loc format format-check clean FORCE
+.PHONY: all say test test-one test-exhaustive asan bench loc format format-check clean FORCE
 all: say $(BIN)
 say:
 	@echo "$(BIN): $(if $(ARCHS),nvcc for sm_$(subst $() , sm_,$(ARCHS)),$(CXX)$(if $(OPENMP),, without OpenMP (one thread))$(if $(filter 0,$(CUDA)),$(comma) CPU only)) ($(WHY)).$(if $(ARCHS), CPU build: make CUDA=0.,$(if $(NVCC), GPU build: make ARCH=90a (or 80 89 100f 120f) or ARCH=all., GPU build: install the CUDA toolkit.))"
@@ -103,6 +104,11 @@ $(DOCTEST):
 	@tests/get_doctest.sh build/doctest
 test-one: $(B)/tests/$(PREFIX)_$(T).o $(B)/tests/main.o $(PLAIN)
 	$(CXX) $(SAN) -o $(B)/tests/one-$(T) $^ $(LDLIBS) && $(B)/tests/one-$(T)
+
+test-exhaustive: $(B)/tests/exhaustive
+	$<
+$(B)/tests/exhaustive: $(B)/tests/exhaustive.o
+	$(CXX) $(SAN) -o $@ $^ $(LDLIBS)
 
 # --- looking after the house -------------------------------------------------------------------------------------
 SOURCES = $(shell git ls-files '*.cuh' '*.cu' '*.cpp' '*.h')

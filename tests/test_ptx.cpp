@@ -101,10 +101,10 @@ void use(uint8_t* q, uint8_t* s, float* f, const bf16* x, Cast c, bool transpose
         compiles.push_back(std::async(std::launch::async, compile, nvcc, scratch.dir / "a.cu", chip.arch));
     for (size_t i = 0; i < compiles.size(); i++) {
         std::string ptx = compiles[i].get();
-        INFO(chips[i].arch);
-        REQUIRE_MESSAGE(ptx.find(".target " + std::string(chips[i].arch)) != std::string::npos, ptx);
-        for (auto word : fp8) CHECK_MESSAGE((count(ptx, word, {""}) > 0) == chips[i].fp8, word);
-        for (auto word : fp4) CHECK_MESSAGE((count(ptx, word, {""}) > 0) == chips[i].fp4, word);
+        std::string arch = chips[i].arch;
+        REQUIRE_MESSAGE(ptx.find(".target " + arch) != std::string::npos, ptx);
+        for (auto word : fp8) CHECK_MESSAGE((count(ptx, word, {""}) > 0) == chips[i].fp8, arch + " " + word);
+        for (auto word : fp4) CHECK_MESSAGE((count(ptx, word, {""}) > 0) == chips[i].fp4, arch + " " + word);
     }
 }
 
