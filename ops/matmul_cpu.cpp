@@ -19,6 +19,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -42,6 +43,8 @@ static int ceil_div(int64_t a, int64_t b) { return (int)((a + b - 1) / b); }
 
 // --- vectors of 16, in the compilers' common extension -------------------------------------------------------------
 // By reference: passing a 64-byte vector by value means different things with and without AVX-512.
+typedef uint8_t B16 __attribute__((vector_size(16)));
+typedef uint8_t B32 __attribute__((vector_size(32)));
 typedef uint16_t H16 __attribute__((vector_size(32)));
 typedef uint16_t H32 __attribute__((vector_size(64)));
 typedef uint32_t V16 __attribute__((vector_size(64)));
@@ -106,32 +109,57 @@ template <Elem E> FLAT void run_f32(V16& v, const Operand& o, size_t at, int n, 
     }
 }
 
+// Codes: 32 of them at once, by table. The tables are the halves or quarters of Operand::values.
+template <int BITS> struct Table { H32 t[BITS == 8 ? 4 : BITS == 6 ? 2 : 1]; };
+template <int BITS> FLAT void load_table(Table<BITS>& t, const uint16_t* values) {
+    memcpy(&t, values, BITS == 4 ? 32 : sizeof(t));
+    if (BITS == 4) memcpy((char*)&t + 32, values, 32); // twice, so that bit 4 of an index does not matter
+}
+FLAT void look_up(H32& v, const H32& lo, const H32& hi, const H32& index) { // the other bits of index do not matter
+#ifdef __clang__
+    for (int i = 0; i < 32; i++) v[i] = index[i] & 32 ? hi[index[i] & 31] : lo[index[i] & 31];
+#else
+    v = __builtin_shuffle(lo, hi, index);
+#endif
+}
+template <int BITS> using Bytes = std::conditional_t<BITS == 4, B16, B32>;                     // 32 codes
+template <bool WIDE, class V, class Narrow> FLAT void widen_bytes(V& v, const Narrow& bytes) { // WIDE: has AVX-512
+#ifdef __x86_64__
+    if constexpr (WIDE) { // for which GCC takes seven instructions
+        if constexpr (std::is_same_v<V, H32>) asm("vpmovzxbw %1, %0" : "=v"(v) : "vm"(bytes));
+        else asm("vpmovzxbd %1, %0" : "=v"(v) : "vm"(bytes));
+        return;
+    }
+#endif
+    v = __builtin_convertvector(bytes, V);
+}
+template <bool WIDE, int BITS> FLAT void decode(H32& v, const Bytes<BITS>& codes, const Table<BITS>& t) {
+    if constexpr (BITS == 4) {
+        V16 both;
+        widen_bytes<WIDE>(both, codes);
+        look_up(v, t.t[0], t.t[0], (H32)(both | both << 12));
+    } else {
+        H32 c;
+        widen_bytes<WIDE>(c, codes);
+        look_up(v, t.t[0], t.t[1], c);
+        if constexpr (BITS == 8) {
+            H32 upper;
+            look_up(upper, t.t[2], t.t[3], c);
+            v = ((c & 64) != 0 ? upper : v) | (c & 128) << 8;
+        }
+    }
+}
+// v times a scale for each pair, cut off (lost collects what is, most often nothing) or rounded.
+template <bool ROUND> FLAT void scale_pairs(H32& v, const F16& scale, V16& lost) {
+    V16 x[2] = {(V16)((F16)((V16)v << 16) * scale), (V16)((F16)((V16)v & 0xffff0000) * scale)};
+    if constexpr (ROUND)
+        for (V16& u : x) u = (F16)u != (F16)u ? V16{} + 0x7fff0000 : u + 0x7fff + ((u >> 16) & 1);
+    else lost |= x[0] | x[1];
+    v = (H32)(x[0] >> 16 | (x[1] & 0xffff0000));
+}
+
 // One chunk: n rows from r on (of 16), nk elements from k on (of 32 in pairs, of 16 in FP32), as lines along the
 // contiguous dimension of the operand; two lines of BF16 along the rows interleave to a line of pairs.
-inline uint16_t decode_one(const Operand& o, size_t r, size_t k) {
-    const size_t at = o.k_contiguous ? r * o.ld + k : k * o.ld + r;
-    const uint8_t* codes = (const uint8_t*)o.data;
-    const uint16_t value = o.values[o.elem == Elem::e2m1 ? codes[at / 2] >> at % 2 * 4 & 15 : codes[at]];
-    if (!o.scales) return value;
-    const size_t i = r / o.scale_rows * o.ld_scales + k / o.block;
-    const float scale = o.scale_elem == Elem::f32 ? ((const float*)o.scales)[i]
-                                                  : o.scale_values[((const uint8_t*)o.scales)[i]];
-    uint32_t u = (uint32_t)value << 16;
-    float x;
-    memcpy(&x, &u, 4), x *= scale, memcpy(&u, &x, 4);
-    return x != x ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16;
-}
-template <bool PAIRS>
-inline void fetch_codes(V16 (&x)[16], const Operand& o, size_t r, size_t k, int n, int nk, bool minus) {
-    constexpr int CK = PAIRS ? 32 : 16;
-    uint16_t h[16][CK];
-    for (int i = 0; i < 16; i++)
-        for (int j = 0; j < CK; j++) h[i][j] = i < n && j < nk ? decode_one(o, r + i, k + j) : minus << 15;
-    for (int i = 0; i < 16; i++)
-        for (int j = 0; j < 16; j++)
-            if (PAIRS) x[o.k_contiguous ? i : j][o.k_contiguous ? j : i] = h[i][2 * j] | (uint32_t)h[i][2 * j + 1] << 16;
-            else x[o.k_contiguous ? i : j][o.k_contiguous ? j : i] = (uint32_t)h[i][j] << 16;
-}
 template <bool PAIRS, Elem E, bool K_CONTIGUOUS>
 FLAT void fetch(V16 (&x)[16], const Operand& o, size_t r, size_t k, int n, int nk, bool minus) {
 #pragma GCC unroll 16
@@ -153,38 +181,147 @@ FLAT void fetch(V16 (&x)[16], const Operand& o, size_t r, size_t k, int n, int n
     }
 }
 
+// The same of codes. Of a ragged chunk codes and scales are copied first, so that 16 whole lines may be read.
+template <bool PAIRS, int BITS, class Scale, bool ROUND, bool K_CONTIGUOUS>
+FLAT void fetch_codes(V16 (&x)[16], V16& lost, const Operand& o, const Table<BITS>& table, size_t r, size_t k, int n,
+                      int nk, bool minus) {
+    constexpr bool SCALED = !std::is_void_v<Scale>;
+    constexpr int CK = PAIRS ? 32 : 16, LINES = K_CONTIGUOUS ? 16 : CK, PER_BYTE = BITS == 4 ? 2 : 1;
+    constexpr int BYTES = (K_CONTIGUOUS ? CK : 16) / PER_BYTE;
+    const bool ragged = n < 16 || nk < CK;
+    const uint8_t* from = (const uint8_t*)o.data + (K_CONTIGUOUS ? r * o.ld + k : k * o.ld + r) / PER_BYTE;
+    size_t stride = o.ld / PER_BYTE;
+    uint8_t copy[LINES][BYTES];
+    if (ragged) {
+        memset(copy, 0, sizeof(copy));
+        for (int i = 0; i < (K_CONTIGUOUS ? n : nk); i++)
+            memcpy(copy[i], from + i * stride, ((K_CONTIGUOUS ? nk : n) + PER_BYTE - 1) / PER_BYTE);
+        from = copy[0], stride = BYTES;
+    }
+    using S = std::conditional_t<SCALED, Scale, char>;
+    const S* scales = nullptr;
+    S scales_copy[16][2] = {};
+    size_t scale_step = 0, half = 0; // from one row's scale to the next, and to that of the second 16 along k
+    if constexpr (SCALED) {
+        scales = (const S*)o.scales + r / o.scale_rows * o.ld_scales + k / o.block;
+        scale_step = o.scale_rows == 1 ? o.ld_scales : 0, half = nk <= 16 ? 0 : (k + 16) / o.block - k / o.block;
+        if (ragged) {
+            for (int i = 0; i < n; i++)
+                for (int j = 0; j < 2; j++) scales_copy[i][j] = scales[i * scale_step + j * half];
+            scales = scales_copy[0], scale_step = 2, half = 1;
+        }
+    }
+    auto factor = [&](size_t i) __attribute__((always_inline)) {
+        if constexpr (std::is_same_v<Scale, uint8_t>) return o.scale_values[scales[i]];
+        else return scales[i];
+    };
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) {
+        Bytes<BITS> codes{};
+        if constexpr (K_CONTIGUOUS || !PAIRS) {
+            memcpy(&codes, from + i * stride, BYTES);
+        } else {
+            B16 even, odd;
+            memcpy(&even, from + 2 * i * stride, 16), memcpy(&odd, from + (2 * i + 1) * stride, 16);
+            codes = __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9,
+                                            25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+        }
+        H32 v;
+        decode<PAIRS, BITS>(v, codes, table);
+        if constexpr (SCALED) {
+            constexpr V16 SECOND = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
+            const F16 lo = factor(i * scale_step) - F16{}, hi = factor(i * scale_step + half) - F16{};
+            scale_pairs<ROUND>(v, SECOND != 0 ? hi : lo, lost);
+        }
+        if constexpr (PAIRS) x[i] = (V16)v;
+        else widen(x[i], __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    }
+    if (nk < CK) {
+        H32 lane;
+        for (int i = 0; i < 32; i++) lane[i] = i;
+        const H32 pad = PAIRS ? H32{} + (uint16_t)(minus << 15) : (lane & 1) << 15 & (uint16_t)-minus;
+        for (int i = 0; i < 16; i++) {
+            const H32 line = H32{} + (uint16_t)i;
+            const H32 at = K_CONTIGUOUS ? lane >> !PAIRS : PAIRS ? (lane & 1) + line + line : line;
+            x[i] = (V16)(at < (uint16_t)nk ? (H32)x[i] : pad);
+        }
+    }
+}
+
 // rows of o (.., K) from r0 on, chunks from k0 on -> panels of 16 rows, each `chunks` chunks long; rows rounded up to 32.
 // Reads along memory: down a panel where k is contiguous, across the panels where rows are.
-template <bool PAIRS, Elem E, bool K_CONTIGUOUS>
-FLAT void pack_as(uint32_t* to, const Operand& o, bool is_b, size_t r0, int rows, int K, size_t k0, int chunks) {
+// chunk(x, r, k, n, nk) fetches.
+template <bool PAIRS, bool K_CONTIGUOUS, class Fetch>
+FLAT void pack_with(uint32_t* to, bool is_b, size_t r0, int rows, int K, size_t k0, int chunks, Fetch fetch_chunk) {
     constexpr int CK = PAIRS ? 32 : 16;
     const int panels = (rows + 31) / 32 * 2;
     for (int i = 0; i < (K_CONTIGUOUS ? panels : chunks); i++)
         for (int j = 0; j < (K_CONTIGUOUS ? chunks : panels); j++) {
             const int panel = K_CONTIGUOUS ? i : j, chunk = K_CONTIGUOUS ? j : i;
             const size_t r = r0 + panel * 16, k = k0 + chunk * CK;
-            const int n = std::clamp(rows - panel * 16, 0, 16), nk = (int)std::min<size_t>(K - k, CK);
             V16 x[16];
-            if (o.elem > Elem::f32) fetch_codes<PAIRS>(x, o, r, k, n, nk, is_b);
-            else if (n == 16 && nk == CK) fetch<PAIRS, E, K_CONTIGUOUS>(x, o, r, k, 16, CK, is_b);
-            else fetch<PAIRS, E, K_CONTIGUOUS>(x, o, r, k, n, nk, is_b);
+            fetch_chunk(x, r, k, std::clamp(rows - panel * 16, 0, 16), (int)std::min<size_t>(K - k, CK));
             if (K_CONTIGUOUS == is_b) transpose(x);
             memcpy(to + (panel * chunks + chunk) * CHUNK, x, sizeof(x));
         }
 }
-template <bool PAIRS>
-FLAT void pack(uint32_t* to, const Operand& o, bool is_b, size_t r0, int rows, int K, size_t k0, int chunks) {
-    if (!PAIRS && o.elem == Elem::f32) {
-        if (o.k_contiguous) pack_as<false, Elem::f32, true>(to, o, is_b, r0, rows, K, k0, chunks);
-        else pack_as<false, Elem::f32, false>(to, o, is_b, r0, rows, K, k0, chunks);
+// What a row of tiles, or a tile, packs.
+struct Rows {
+    uint32_t* to;
+    bool is_b;
+    size_t r0;
+    int rows, K;
+    size_t k0;
+    int chunks;
+};
+template <bool PAIRS, Elem E, bool K_CONTIGUOUS> FLAT void pack_as(const Rows& p, const Operand& o) {
+    constexpr int CK = PAIRS ? 32 : 16;
+    pack_with<PAIRS, K_CONTIGUOUS>(
+        p.to, p.is_b, p.r0, p.rows, p.K, p.k0,
+        p.chunks, [&](V16(&x)[16], size_t r, size_t k, int n, int nk) __attribute__((always_inline)) {
+            if (n == 16 && nk == CK) fetch<PAIRS, E, K_CONTIGUOUS>(x, o, r, k, 16, CK, p.is_b);
+            else fetch<PAIRS, E, K_CONTIGUOUS>(x, o, r, k, n, nk, p.is_b);
+        });
+}
+// False if products were cut off that should have been rounded.
+template <bool PAIRS, int BITS, class Scale, bool ROUND, bool K_CONTIGUOUS>
+FLAT bool pack_codes(const Rows& p, const Operand& o) {
+    Table<BITS> table;
+    V16 lost{};
+    load_table(table, o.values);
+    pack_with<PAIRS, K_CONTIGUOUS>(
+        p.to, p.is_b, p.r0, p.rows, p.K, p.k0,
+        p.chunks, [&](V16(&x)[16], size_t r, size_t k, int n, int nk) __attribute__((always_inline)) {
+            fetch_codes<PAIRS, BITS, Scale, ROUND, K_CONTIGUOUS>(x, lost, o, table, r, k, n, nk, p.is_b);
+        });
+    uint32_t any = 0;
+    for (int i = 0; i < 16; i++) any |= lost[i];
+    return !(any & 0xffff);
+}
+template <bool PAIRS, int BITS> FLAT void pack_bits(const Rows& p, const Operand& o) {
+    if (o.scales && o.scale_elem == Elem::f32) {
+        pack_codes<PAIRS, BITS, float, true, true>(p, o);
+    } else if (o.scales) {
+        if (!pack_codes<PAIRS, BITS, uint8_t, false, true>(p, o)) pack_codes<PAIRS, BITS, uint8_t, true, true>(p, o);
+    } else if (o.k_contiguous || BITS == 4) {
+        pack_codes<PAIRS, BITS, void, false, true>(p, o);
     } else {
-        if (o.k_contiguous) pack_as<PAIRS, Elem::bf16, true>(to, o, is_b, r0, rows, K, k0, chunks);
-        else pack_as<PAIRS, Elem::bf16, false>(to, o, is_b, r0, rows, K, k0, chunks);
+        pack_codes<PAIRS, BITS, void, false, BITS == 4>(p, o);
     }
+}
+template <bool PAIRS> FLAT void pack(const Rows& p, const Operand& o) {
+    if (o.elem == Elem::bf16)
+        o.k_contiguous ? pack_as<PAIRS, Elem::bf16, true>(p, o) : pack_as<PAIRS, Elem::bf16, false>(p, o);
+    else if (o.elem == Elem::e4m3 || o.elem == Elem::e5m2) pack_bits<PAIRS, 8>(p, o);
+    else if (o.elem == Elem::e3m2 || o.elem == Elem::e2m3) pack_bits<PAIRS, 6>(p, o);
+    else if (o.elem == Elem::e2m1) pack_bits<PAIRS, 4>(p, o);
+    else if constexpr (!PAIRS)
+        o.k_contiguous ? pack_as<false, Elem::f32, true>(p, o) : pack_as<false, Elem::f32, false>(p, o);
 }
 
 // --- kernels: c (32, 32) = (first ? 0 : c) + a panel of 32 rows x a panel of 32 rows, of which m and n matter -----------
 // a and b point to the first of two 16-row panels of `chunks` chunks each.
+using Pack = void(const Rows& p, const Operand& o);
 using Multiply = void(float* c, const uint32_t* a, size_t a_panel, const uint32_t* b, size_t b_panel, int chunks,
                       bool first, int m, int n);
 
@@ -390,7 +527,8 @@ static Workspace& workspace() { // pages that are never touched cost nothing
     w->a_held = -1;
     return *w;
 }
-template <Multiply multiply, bool PAIRS> FLAT void tile(const Gemm& g, const Plan& p, Workspace& w, int64_t index) {
+template <Multiply multiply, Pack pack, bool PAIRS>
+FLAT void tile(const Gemm& g, const Plan& p, Workspace& w, int64_t index) {
     constexpr int CK = PAIRS ? 32 : 16;
     const int64_t ti = index / p.nt, tj = index % p.nt;
     const size_t m0 = ti * p.mc, n0 = tj * p.nc;
@@ -399,12 +537,12 @@ template <Multiply multiply, bool PAIRS> FLAT void tile(const Gemm& g, const Pla
     for (int s = 0; s == 0 || s < total; s += p.ks) {
         const int stretch = std::min(p.ks, total - s);
         const size_t a_panel = (size_t)stretch * CHUNK;
-        if (w.a_held != ti) pack<PAIRS>(w.a, g.a, false, m0, m, g.K, (size_t)s * CK, stretch);
+        if (w.a_held != ti) pack({w.a, false, m0, m, g.K, (size_t)s * CK, stretch}, g.a);
         w.a_held = p.ks >= total ? ti : -1;
         for (int j0 = 0; j0 < n; j0 += p.nb)
             for (int k = 0; k == 0 || k < stretch; k += p.kc) {
                 const int chunks = std::min(p.kc, stretch - k), n1 = std::min(n - j0, p.nb);
-                pack<PAIRS>(w.b, g.b, true, n0 + j0, n1, g.K, (size_t)(s + k) * CK, chunks);
+                pack({w.b, true, n0 + j0, n1, g.K, (size_t)(s + k) * CK, chunks}, g.b);
                 const bool first = s + k == 0, last = s + k + chunks == total;
                 for (int i = 0; i < m; i += 32)
                     for (int j = 0; j < n1; j += 32) {
@@ -419,23 +557,27 @@ template <Multiply multiply, bool PAIRS> FLAT void tile(const Gemm& g, const Pla
     }
 }
 using Tile = void(const Gemm&, const Plan&, Workspace&, int64_t index);
+static void pack_plain(const Rows& p, const Operand& o) { pack<false>(p, o); }
 static void tile_plain(const Gemm& g, const Plan& p, Workspace& w, int64_t i) {
-    tile<multiply_plain, false>(g, p, w, i);
+    tile<multiply_plain, pack_plain, false>(g, p, w, i);
 }
 #ifdef __x86_64__
 #define AVX512 "avx512f,avx512bw,avx512vl,avx512dq"
+TARGET("avx2,fma") static void pack_avx2(const Rows& p, const Operand& o) { pack<false>(p, o); }
+TARGET(AVX512) static void pack_avx512(const Rows& p, const Operand& o) { pack<false>(p, o); }
+TARGET(AVX512) static void pack_pairs(const Rows& p, const Operand& o) { pack<true>(p, o); }
 TARGET("avx2,fma") static void tile_avx2(const Gemm& g, const Plan& p, Workspace& w, int64_t i) {
-    tile<multiply_avx2, false>(g, p, w, i);
+    tile<multiply_avx2, pack_avx2, false>(g, p, w, i);
 }
 TARGET(AVX512) static void tile_avx512(const Gemm& g, const Plan& p, Workspace& w, int64_t i) {
-    tile<multiply_avx512, false>(g, p, w, i);
+    tile<multiply_avx512, pack_avx512, false>(g, p, w, i);
 }
 TARGET(AVX512) static void tile_dot(const Gemm& g, const Plan& p, Workspace& w, int64_t i) {
-    tile<multiply_dot, true>(g, p, w, i);
+    tile<multiply_dot, pack_pairs, true>(g, p, w, i);
 }
 TARGET(AVX512 ",amx-tile,amx-bf16") static void tile_amx(const Gemm& g, const Plan& p, Workspace& w, int64_t i) {
     tile_begin(); // about 0.2 us with the release, without which context switches carry 8 KB more
-    tile<multiply_amx, true>(g, p, w, i);
+    tile<multiply_amx, pack_pairs, true>(g, p, w, i);
     tile_end();
 }
 #endif
@@ -515,16 +657,20 @@ static void check(const char* name, const Operand& o) {
     auto refuse = [&](const char* why) { fail("matmul_cpu: operand %s %s", name, why); };
     if (o.elem == Elem::e8m0) refuse("is of e8m0. hint: that is a type of scales");
     if (codes && !o.values) refuse("is of codes but has no table of their values");
-    if (o.elem == Elem::e2m1 && !o.k_contiguous) refuse("is of e2m1, and not contiguous along k. hint: cast it that way");
+    if (o.elem == Elem::e2m1 && !o.k_contiguous)
+        refuse("is of e2m1, and not contiguous along k. hint: cast it that way");
     if (o.elem == Elem::e2m1 && o.ld % 2) refuse("is of e2m1 with an odd ld, so that rows begin inside a byte");
     if (!o.scales) return;
     if (!codes) refuse("has block scales but no codes");
     if (!o.k_contiguous) refuse("has block scales, and is not contiguous along k. hint: cast it that way");
-    if (bytes && o.scale_elem != Elem::e8m0 && o.scale_elem != Elem::e4m3) refuse("has scales that are not e8m0, e4m3, f32");
+    if (bytes && o.scale_elem != Elem::e8m0 && o.scale_elem != Elem::e4m3)
+        refuse("has scales that are not e8m0, e4m3, f32");
     if (bytes && !o.scale_values) refuse("has byte scales but no table of their values");
-    if (o.block < 16 || o.block % 16 || o.scale_rows < 1)
-        fail("matmul_cpu: operand %s has a scale for each %d rows x %d along k. hint: the latter is a multiple of 16", name,
-             o.scale_rows, o.block);
+    if (o.block < 16 || o.block % 16 || (o.scale_rows != 1 && (o.scale_rows < 16 || o.scale_rows % 16)))
+        fail("matmul_cpu: operand %s has blocks of %d rows x %d along k. hint: rows are 1 or a multiple of 16, the "
+             "others a "
+             "multiple of 16",
+             name, o.scale_rows, o.block);
 }
 void matmul_cpu(const Gemm& g, CpuKernel which) {
     if (g.M < 0 || g.N < 0 || g.K < 0) fail("matmul_cpu: a size is negative: M %d, N %d, K %d", g.M, g.N, g.K);

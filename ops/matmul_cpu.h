@@ -32,7 +32,7 @@ struct Operand {
     const void* scales = nullptr;        // (ceil(rows / scale_rows), ld_scales); null: 1
     Elem scale_elem = Elem::f32;         // or e8m0 or e4m3: a byte each
     const float* scale_values = nullptr; // of the 256 codes of a byte scale
-    int block = 0, scale_rows = 1;       // elements along k, and rows, that share a scale; block is a multiple of 16
+    int block = 0, scale_rows = 1;       // elements along k (a multiple of 16) and rows (1, or one too) of a scale
     size_t ld_scales = 0;
     const float* factor = nullptr; // of the whole operand: the caller folds it into scale_a or scale_b; not read here
 };

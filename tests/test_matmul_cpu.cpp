@@ -2,6 +2,7 @@
 // test is also a test that nothing outside the matrices is read or written.
 #include "ops/matmul_cpu.h"
 #include "check.h"
+#include "fp8.cuh"
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -56,7 +57,7 @@ struct Buffer {
     }
     Buffer(const Buffer&) = delete;
     ~Buffer() { munmap(map, size + (size_t)sysconf(_SC_PAGESIZE)); }
-    size_t width() const { return elem == Elem::bf16 ? 2 : 4; }
+    size_t width() const { return elem == Elem::bf16 ? 2 : elem == Elem::f32 ? 4 : 1; }
     float get(size_t i) const {
         uint16_t h;
         float f;
@@ -110,7 +111,8 @@ struct Problem {
     }
     size_t ld() const { return (size_t)N + 3; }
     // the bytes of out and what surrounds it after matmul_cpu; out itself stays as it was
-    std::vector<char> run(CpuKernel kernel) {
+    std::vector<char> run(CpuKernel kernel) { return run(kernel, a.operand(), b.operand()); }
+    std::vector<char> run(CpuKernel kernel, const Operand& a, const Operand& b) {
         std::vector<char> before(out.map, out.map + out.size);
         matmul_cpu({.out = out.at,
                     .out_elem = out.elem,
@@ -118,8 +120,8 @@ struct Problem {
                     .M = M,
                     .N = N,
                     .K = K,
-                    .a = a.operand(),
-                    .b = b.operand(),
+                    .a = a,
+                    .b = b,
                     .scale_a = scale_a,
                     .scale_b = scale_b,
                     .bias = with_bias ? bias.at : nullptr,
@@ -186,6 +188,126 @@ template <class Visit> void visit_problems(uint64_t seed, bool bf16_only, int co
         SHOW(p);
         visit(p);
     }
+}
+// --- codes ---------------------------------------------------------------------------------------------------------
+struct Code {
+    Elem elem;
+    Format format;
+};
+const Code codes[] = {
+    {Elem::e4m3, E4M3}, {Elem::e5m2, E5M2}, {Elem::e3m2, E3M2}, {Elem::e2m3, E2M3}, {Elem::e2m1, E2M1}};
+struct Scales {
+    Elem elem;
+    int block, rows; // block 0: none
+};
+const Scales scalings[] = {{Elem::f32, 0, 1},   {Elem::e8m0, 32, 1},   {Elem::e4m3, 16, 1},
+                           {Elem::f32, 128, 1}, {Elem::f32, 128, 128}, {Elem::e4m3, 48, 16}};
+
+// A matrix of codes, and the same in BF16 by the definition, element by element.
+struct Coded {
+    Code code;
+    Scales how;
+    bool k_contiguous;
+    int rows, K;
+    size_t ld, ld_scales;
+    Buffer data, scales;
+    alignas(64) uint16_t values[256];
+    float scale_values[256];
+    static int round_up(int n, int to) { return (n + to - 1) / to * to; }
+    Coded(Random& r, Code code, Scales how, bool k_contiguous, int rows, int K)
+        : code(code), how(how), k_contiguous(k_contiguous), rows(rows), K(K),
+          ld((size_t)round_up(k_contiguous ? K : rows, 2) + 2 * (size_t)below(r, 3)),
+          ld_scales(how.block ? (size_t)((K + how.block - 1) / how.block + below(r, 2)) : 0),
+          data(code.elem, rows && K ? bytes(at(rows - 1, K - 1) + 1) : 0),
+          scales(how.elem, how.block && rows && K ? scale_at(rows - 1, K - 1) + 1 : 0) {
+        for (int c = 0; c < 256; c++) {
+            scale_values[c] = decode(how.elem == Elem::e8m0 ? E8M0 : E4M3, (uint32_t)c);
+            values[c] = c < 1 << code.format.bits() ? to_bf16(decode(code.format, (uint32_t)c)) : 0x7fff;
+        }
+        for (size_t i = 0; i < data.count; i++) data.at[i] = (char)r();
+        for (int i = 0; i < rows; i++)
+            for (int k = 0; k < K; k++) {
+                uint32_t c;
+                do c = (uint32_t)r() % (1u << code.format.bits());
+                while (!std::isfinite(decode(code.format, c)));
+                set(i, k, c);
+            }
+        for (size_t i = 0; i < scales.count; i++) {
+            if (how.elem == Elem::f32) scales.set(i, draw(r));
+            else if (how.elem == Elem::e8m0) scales.at[i] = (char)(117 + below(r, 20));
+            else scales.at[i] = (char)below(r, 0x7f);
+        }
+    }
+    bool halves() const { return code.elem == Elem::e2m1; }
+    size_t bytes(size_t n) const { return halves() ? (n + 1) / 2 : n; }
+    size_t at(int row, int k) const { return k_contiguous ? row * ld + k : k * ld + row; }
+    size_t scale_at(int row, int k) const { return row / how.rows * ld_scales + k / how.block; }
+    void set(int row, int k, uint32_t c) {
+        size_t i = at(row, k), shift = i % 2 * 4;
+        if (halves()) data.at[i / 2] = (char)((data.at[i / 2] & ~(15 << shift)) | c << shift);
+        else data.at[i] = (char)c;
+    }
+    float get(int row, int k) const { // from the definition
+        size_t i = at(row, k);
+        uint32_t byte = (uint8_t)data.at[halves() ? i / 2 : i];
+        float x = decode(code.format, halves() ? byte >> i % 2 * 4 & 15 : byte);
+        if (!how.block) return x;
+        size_t s = scale_at(row, k);
+        x *= how.elem == Elem::f32 ? scales.get(s) : scale_values[(uint8_t)scales.at[s]];
+        return from_bf16(to_bf16(x));
+    }
+    void decode_into(Matrix& m) const {
+        for (int i = 0; i < rows; i++)
+            for (int k = 0; k < K; k++) m.set(i, k, get(i, k));
+    }
+    Operand operand() const {
+        Operand o = {data.at, code.elem, k_contiguous, ld};
+        o.values = values;
+        if (!how.block) return o;
+        o.scales = scales.at, o.scale_elem = how.elem, o.scale_values = how.elem == Elem::f32 ? nullptr : scale_values;
+        o.block = how.block, o.scale_rows = how.rows, o.ld_scales = ld_scales;
+        return o;
+    }
+};
+// NaN of one kind: sign and payload are the hardware's business.
+std::vector<char> plain_nan(const Problem& p, std::vector<char> bytes) {
+    char* out = bytes.data() + (p.out.at - p.out.map);
+    const size_t width = p.out.width();
+    for (size_t i = 0; i < p.out.count; i++) {
+        uint32_t u = 0;
+        memcpy((char*)&u + 4 - width, out + i * width, width);
+        if (std::isnan(from_bits(u))) memset(out + i * width, 0x7f, width);
+    }
+    return bytes;
+}
+const CpuKernel all_kernels[] = {CpuKernel::plain, CpuKernel::avx2, CpuKernel::avx512, CpuKernel::dot, CpuKernel::amx};
+// Every kernel here gives the same with the codes as with the matrices they stand for.
+void check_codes(Problem& p, const Coded* a, const Coded* b) {
+    if (a) a->decode_into(p.a);
+    if (b) b->decode_into(p.b);
+    for (CpuKernel k : all_kernels) {
+        if (!cpu_kernel_available(k)) continue;
+        CAPTURE(cpu_kernel_name(k));
+        auto got = p.run(k, a ? a->operand() : p.a.operand(), b ? b->operand() : p.b.operand());
+        CHECK((plain_nan(p, got) == plain_nan(p, p.run(k))));
+    }
+}
+#define SHOW_CODES(p, a)                                                                                               \
+    INFO(p.M, " x ", p.N, " x ", p.K, ", ", a.code.format.name, ", k contiguous ", a.k_contiguous, ", block ",         \
+         a.how.rows, " x ", a.how.block)
+template <class Visit> void visit_codes(Random& r, int count, Visit visit) {
+    for (Code code : codes)
+        for (Scales how : scalings)
+            for (int i = 0; i < count; i++) {
+                const bool along = how.block || code.elem == Elem::e2m1;
+                int M = sides[below(r, std::size(sides))], N = sides[below(r, std::size(sides))];
+                if (i == 0) M = 150, N = 97;
+                const int K = i == 0 ? 416 : depths[below(r, std::size(depths))];
+                Problem p(r, M, N, K, Elem::bf16, Elem::bf16, below(r, 2) ? Elem::bf16 : Elem::f32);
+                Coded a(r, code, how, along || i % 2, M, K), b(r, code, how, along || i / 2 % 2, N, K);
+                SHOW_CODES(p, a);
+                visit(p, a, b);
+            }
 }
 #define NEEDS(kernel)                                                                                                  \
     if (!cpu_kernel_available(kernel)) SKIP("this CPU lacks " + std::string(cpu_kernel_name(kernel)))
@@ -347,6 +469,117 @@ TEST_CASE("matmul_cpu: a negative size or a kernel that is not there is an error
         else CHECK_THROWS(matmul_cpu(g, k));
         CHECK(out == (cpu_kernel_available(k) ? 1 : 0));
     }
+}
+TEST_CASE("matmul_cpu: codes give the bits of the BF16 they stand for, in every format, scaling and kernel") {
+    Random r(10);
+    visit_codes(r, 6, [](Problem& p, Coded& a, Coded& b) { check_codes(p, &a, &b); });
+}
+TEST_CASE("matmul_cpu: scaled codes are rounded to nearest even where BF16 cannot hold the product") {
+    // With a 1 x 1 result nothing else decides: one code times one scale times 1, from FP32's subnormals to infinity.
+    Random r(11);
+    for (Code code : codes)
+        for (Elem elem : {Elem::f32, Elem::e8m0, Elem::e4m3})
+            for (int i = 0; i < 4; i++) {
+                const int M = 512;
+                Problem p(r, M, 1, 1, Elem::bf16, Elem::bf16, Elem::f32);
+                p.scale_a = p.scale_b = 1, p.with_bias = p.accumulate = false;
+                Coded a(r, code, {elem, 16, 1}, true, M, 1);
+                for (int m = 0; m < M; m++) {
+                    a.set(m, 0, (uint32_t)(m % (1 << code.format.bits())));
+                    size_t s = a.scale_at(m, 0);
+                    if (elem == Elem::f32) a.scales.set(s, from_bits((uint32_t)r() | (uint32_t)(m % 2) << 15));
+                    else a.scales.at[s] = elem == Elem::e8m0 ? (char)(below(r, 36) - 18) : (char)r();
+                }
+                p.b.set(0, 0, 1);
+                SHOW_CODES(p, a);
+                check_codes(p, &a, nullptr);
+            }
+}
+TEST_CASE("matmul_cpu: NaN and infinite codes, and NaN scales, reach their own row or column") {
+    Random r(12);
+    visit_codes(r, 3, [&](Problem& p, Coded& a, Coded& b) {
+        if (p.M < 3 || p.N < 3 || p.K < 1) return;
+        p.scale_a = p.scale_b = 1, p.with_bias = p.accumulate = false;
+        const Format f = a.code.format;
+        std::vector<bool> bad(p.M); // rows whose scale or code is NaN
+        if (f.specials != Specials::none) {
+            a.set(1, p.K - 1, f.nan), a.set(p.M - 1, 0, f.nan | 0x80), bad[1] = bad[p.M - 1] = true;
+            if (f == E5M2) b.set(2, p.K / 2, 0x7c);
+        }
+        if (a.how.block) {
+            const size_t s = a.scale_at(p.M / 2, p.K - 1);
+            if (a.how.elem == Elem::f32) a.scales.set(s, NAN);
+            else a.scales.at[s] = (char)(a.how.elem == Elem::e8m0 ? 0xff : 0x7f);
+            for (int m = 0; m < p.M; m++) bad[m] = bad[m] || m / a.how.rows == p.M / 2 / a.how.rows;
+        }
+        check_codes(p, &a, &b);
+        auto got = p.run(CpuKernel::fast, a.operand(), b.operand());
+        memcpy(p.out.map, got.data(), got.size());
+        for (int m = 0; m < p.M; m++)
+            for (int n = 0; n < p.N; n++)
+                if (n != 2 || f != E5M2) REQUIRE(std::isnan(p.out.get(m * p.ld() + n)) == bad[m]);
+    });
+}
+TEST_CASE("matmul_cpu: codes go with BF16, with FP32 and with other codes") {
+    Random r(13);
+    int other = 0;
+    visit_codes(r, 3, [&](Problem& p, Coded& a, Coded& b) {
+        check_codes(p, &a, nullptr), check_codes(p, nullptr, &b);
+        Problem q(r, p.M, p.N, p.K, Elem::bf16, Elem::f32, Elem::f32),
+            t(r, p.M, p.N, p.K, Elem::f32, Elem::bf16, Elem::f32);
+        check_codes(q, &a, nullptr), check_codes(t, nullptr, &b);
+        Coded c(r, codes[other++ % 5], {Elem::e8m0, 64, 1}, true, p.N, p.K);
+        check_codes(p, &a, &c);
+    });
+}
+TEST_CASE("matmul_cpu: codes give the same bits with any number of threads, and over many tiles") {
+    Random r(14);
+    struct {
+        int M, N, K;
+    } shapes[] = {{700, 300, 130}, {97, 900, 1000}, {33, 70, 4500}};
+    for (auto s : shapes)
+        for (Code code : {codes[0], codes[4]}) {
+            Problem p(r, s.M, s.N, s.K, Elem::bf16, Elem::bf16, Elem::f32);
+            Coded a(r, code, {Elem::e8m0, 32, 1}, true, s.M, s.K), b(r, code, {Elem::f32, 128, 128}, true, s.N, s.K);
+            a.decode_into(p.a), b.decode_into(p.b);
+            auto want = p.run(CpuKernel::fast);
+#ifdef _OPENMP
+            const int before = omp_get_max_threads();
+            for (int threads : {1, 2, 3}) {
+                omp_set_num_threads(threads);
+                CHECK((p.run(CpuKernel::fast, a.operand(), b.operand()) == want));
+            }
+            omp_set_num_threads(before);
+#else
+            CHECK((p.run(CpuKernel::fast, a.operand(), b.operand()) == want));
+#endif
+        }
+}
+TEST_CASE("matmul_cpu: an operand that breaks a rule is refused before anything is written") {
+    Random r(15);
+    auto refused = [&](const char* about, auto change, Code code = codes[0], Scales how = scalings[1]) {
+        Problem p(r, 16, 16, 32, Elem::bf16, Elem::bf16, Elem::f32);
+        Coded c(r, code, how, true, 16, 32);
+        Operand o = c.operand();
+        CHECK_NOTHROW(p.run(CpuKernel::fast, o, o));
+        change(o);
+        std::vector<char> before(p.out.map, p.out.map + p.out.size);
+        CHECK_THROWS_WITH(p.run(CpuKernel::fast, o, p.b.operand()), doctest::Contains(about));
+        CHECK_THROWS_WITH(p.run(CpuKernel::plain, p.a.operand(), o), doctest::Contains(about));
+        CHECK((before == std::vector<char>(p.out.map, p.out.map + p.out.size)));
+    };
+    refused("not contiguous along k", [](Operand& o) { o.k_contiguous = false; });
+    refused(
+        "not contiguous along k", [](Operand& o) { o.k_contiguous = false; }, codes[4], scalings[0]);
+    refused(
+        "odd ld", [](Operand& o) { o.ld++; }, codes[4]);
+    refused("no table", [](Operand& o) { o.values = nullptr; });
+    refused("no table", [](Operand& o) { o.scale_values = nullptr; });
+    refused("e8m0", [](Operand& o) { o.elem = Elem::e8m0; });
+    refused("no codes", [](Operand& o) { o.elem = Elem::bf16; });
+    refused("not e8m0, e4m3, f32", [](Operand& o) { o.scale_elem = Elem::e5m2; });
+    for (int block : {0, -16, 8, 24}) refused("blocks of", [&](Operand& o) { o.block = block; });
+    for (int rows : {0, -16, 8, 24}) refused("blocks of", [&](Operand& o) { o.scale_rows = rows; });
 }
 
 } // namespace
