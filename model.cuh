@@ -8,6 +8,8 @@
 // - The LM head is wte: its gradient has two parts, first the GEMM's, then the embedding's.
 // - The residual stream's gradient stays in one buffer, dx, from the loss down to the embedding: a residual branch
 //   passes it through, and each LayerNorm's backward adds its part to it.
+// - Of a linear's input, backward needs what wgrad multiplies and nothing else: under a recipe that is the codes, and
+//   the BF16 values are gone by then.
 #pragma once
 #include "ops/adamw.cuh"
 #include "ops/attention.cuh"
@@ -41,10 +43,13 @@ struct Param {
     real *m = nullptr, *v = nullptr;    // AdamW's moments
     act* operand = nullptr;             // w rounded to act
     size_t size() const { return (size_t)std::max(rows, 1) * cols; }
-    Tensor tensor() const { return {operand, rows, cols}; }
 };
-struct Norm { Param weight, bias; };   // (C) (C)
-struct Linear { Param weight, bias; }; // (OC, C) (OC)
+struct Norm { Param weight, bias; }; // (C) (C)
+struct Linear {
+    Param weight, bias; // (OC, C) (OC)
+    Quantizer x, w, dy; // how its operands (N, C) (OC, C) (N, OC) are stored
+    bool keeps_x = true; // in BF16, for backward
+};
 
 struct Layers {
     Norm ln_1, ln_2;
@@ -55,23 +60,38 @@ struct Saved { // by forward for backward
     real *lse;                                          // (B, NH, T)
     real *mean1, *rstd1, *mean2, *rstd2;                // (N)
 };
-struct Block : Layers, Saved {};
+struct TransformerBlock : Layers, Saved {};
+
+// From step `from` on a recipe rules all linears but those skipped (in the order of for_each_linear).
+struct RecipeStage {
+    int64_t from;
+    Recipe recipe;
+    std::vector<bool> skip;
+};
 
 enum class Use { inference, training };
 struct GPT {
     Config config{};
     int B = 0, T = 0; // the largest batch the activations hold
     Use use = Use::inference;
+    std::vector<RecipeStage> stages = {{0, recipes[0], {}}};
+    int stage = 0;
+    Pass pass;
     Arena arena;
     Param wte, wpe; // (V, C) (T, C)
-    std::vector<Block> blocks;
+    std::vector<TransformerBlock> blocks;
     Norm ln_f;
+    Linear head;                // its weight is wte
+    Delayed* delayed = nullptr; // of x and w of all linears, then of dy
+    float* history;             // (operands, history_len)
+    int forward_delayed = 0, all_delayed = 0, history_len = 0;
     act *x0, *lnf, *logits;                 // (N, C) (N, C) (N, V); the backward pass overwrites logits with dlogits
     real *mean_f, *rstd_f, *losses;         // (N)
     int *tokens, *targets;                  // (N)
     TokenIndex index;                       // where each distinct token of the batch stands
     act *branch, *dx, *dbranch, *dwide;     // (N, C) (N, C) (N, C) (N, 4C): not kept across layers
     real *partial, *squares;                // column sums; squares of gradients
+    float* measured;                        // for measure()
     AttentionScratch scratch;
 };
 
@@ -82,7 +102,7 @@ template <class F> void for_each_param(GPT& g, F f) {
     auto norm = [&](const std::string& at, Norm& n) { f(at + ".weight", n.weight), f(at + ".bias", n.bias); };
     auto linear = [&](const std::string& at, Linear& l) { f(at + ".weight", l.weight), f(at + ".bias", l.bias); };
     for (size_t i = 0; i < g.blocks.size(); i++) {
-        Block& b = g.blocks[i];
+        TransformerBlock& b = g.blocks[i];
         std::string h = "h." + std::to_string(i);
         norm(h + ".ln_1", b.ln_1);
         linear(h + ".attn.c_attn", b.attn_qkv);
@@ -102,8 +122,9 @@ inline void shape_params(GPT& g) {
     float into_residual = 0.02f / sqrtf(2.0f * L); // 2L branches add up in the stream
     g.wte = {.rows = V, .cols = C, .init = 0.02f};
     g.wpe = {.rows = T, .cols = C, .init = 0.02f};
+    g.head.weight = g.wte;
     g.blocks.resize(L);
-    for (Block& b : g.blocks) {
+    for (TransformerBlock& b : g.blocks) {
         norm(b.ln_1, C), norm(b.ln_2, C);
         linear(b.attn_qkv, 3 * C, C, 0.02f), linear(b.attn_proj, C, C, into_residual);
         linear(b.mlp_fc, 4 * C, C, 0.02f), linear(b.mlp_proj, C, 4 * C, into_residual);
@@ -111,7 +132,135 @@ inline void shape_params(GPT& g) {
     norm(g.ln_f, C);
 }
 
+// Every linear, in the order of computation: f(name, Linear).
+template <class F> void for_each_linear(GPT& g, F f) {
+    for (size_t i = 0; i < g.blocks.size(); i++) {
+        TransformerBlock& b = g.blocks[i];
+        std::string h = "h." + std::to_string(i);
+        f(h + ".attn.c_attn", b.attn_qkv), f(h + ".attn.c_proj", b.attn_proj);
+        f(h + ".mlp.c_fc", b.mlp_fc), f(h + ".mlp.c_proj", b.mlp_proj);
+    }
+    f("lm_head", g.head);
+}
+
+// --- recipes -----------------------------------------------------------------------------------------------------
+inline void store_as(Linear& l, const Recipe& r) {
+    l.x.cast = r.x, l.w.cast = r.w, l.dy.cast = r.dy;
+    auto gemms = [](Quantizer& q, bool cols, bool rows) {
+        q.quantized[0] = cols && is_quantized(q.cast), q.quantized[1] = rows && is_quantized(q.cast);
+    };
+    gemms(l.x, r.fprop, r.wgrad), gemms(l.w, r.fprop, r.dgrad), gemms(l.dy, r.dgrad, r.wgrad);
+}
+// f(linear, its index, the recipe that rules it in stage k)
+template <class F> void for_each_ruled(GPT& g, int k, F f) {
+    const RecipeStage& s = g.stages[k];
+    int i = 0;
+    for_each_linear(g, [&](const std::string&, Linear& l) {
+        bool skipped = s.skip.empty() ? &l == &g.head : s.skip[i];
+        f(l, i, skipped ? recipes[0] : s.recipe);
+        i++;
+    });
+}
+// The delayed stage that decides what amaxes are recorded for in stage k: itself, the next one, or the last one.
+inline const Recipe& recorded_for(const GPT& g, int k) {
+    for (size_t j = k; j < g.stages.size(); j++)
+        if (any_delayed(g.stages[j].recipe)) return g.stages[j].recipe;
+    for (int j = k; j >= 0; j--)
+        if (any_delayed(g.stages[j].recipe)) return g.stages[j].recipe;
+    return g.stages[k].recipe;
+}
+inline void set_stage(GPT& g, int k) {
+    g.stage = k;
+    const Recipe &r = g.stages[k].recipe, &d = recorded_for(g, k);
+    narrow = {r.accum.mbits, r.accum.interval};
+    for_each_ruled(g, k, [&](Linear& l, int, const Recipe& r) {
+        store_as(l, r);
+        for (auto [q, cast] : {std::pair(&l.x, &d.x), {&l.w, &d.w}, {&l.dy, &d.dy}})
+            if (q->delayed) q->delayed->max = ldexpf(cast->elem.max, -d.margin);
+    });
+}
+// After the casts of a pass, TransformerEngine's times: x and w after forward, dy after backward.
+inline void update_scales(GPT& g, bool backward) {
+    const Recipe& r = recorded_for(g, g.stage);
+    int first = backward ? g.forward_delayed : 0, count = (backward ? g.all_delayed : g.forward_delayed) - first;
+    update_scales(g.delayed + first, g.history + (size_t)first * g.history_len, count, g.history_len, r.amax_history_len,
+                  r.amax_compute_algo);
+}
+
 // --- memory ------------------------------------------------------------------------------------------------------
+constexpr int MEASURED_ROWS = 256, SUMS = 8; // of measure() in diagnostics.cuh
+inline size_t measure_scratch(size_t rows, size_t cols) { return SUMS * rows + 3 * MEASURED_ROWS * cols; } // floats
+
+// Copies of operands. A weight keeps both; of an input is kept what wgrad reads; all else is scratch, which the next
+// linear overwrites.
+inline void plan_copies(GPT& g) {
+    bool train = g.use == Use::training;
+    size_t transformed = 0, measured = 0;
+    CopyBytes largest_scratch[2];
+    auto for_each_operand = [&](auto f) { // f(linear, its operand, rows, cols)
+        for_each_linear(g, [&](const std::string&, Linear& l) {
+            size_t N = (size_t)g.B * g.T, OC = l.weight.rows, C = l.weight.cols;
+            f(l, l.x, N, C), f(l, l.w, OC, C);
+            if (train) f(l, l.dy, N, OC);
+        });
+    };
+    int index = 0;
+    for_each_operand([&](Linear& l, Quantizer& q, size_t, size_t) {
+        l.keeps_x = false, q.plan = {}, q.pass = &g.pass, q.index = index++;
+    });
+    g.history_len = 0;
+    for (int k = 0; k < (int)g.stages.size(); k++) {
+        const Recipe& r = g.stages[k].recipe;
+        if (any_delayed(r)) g.history_len = std::max(g.history_len, r.amax_history_len);
+        set_stage(g, k);
+        for_each_operand([&](Linear& l, Quantizer& q, size_t rows, size_t cols) {
+            bool x = &q == &l.x, w = &q == &l.w;
+            l.keeps_x |= x && !q.quantized[1];
+            q.plan.delayed |= q.cast.scaling == Scaling::delayed && (q.quantized[0] || q.quantized[1]);
+            if (q.transforms() && train) transformed = std::max(transformed, q.contraction((int)rows) * cols);
+            for (Along k : {Along::cols, Along::rows}) {
+                if (!q.needs(k, train)) continue;
+                auto& bytes = q.plan.bytes[(int)k];
+                bytes = largest(bytes, q.bytes(k, rows, cols));
+                q.plan.kept[(int)k] |= w || (x && train && (k == Along::rows || q.shares()));
+                measured = std::max({measured, measure_scratch(rows, cols), measure_scratch(cols, q.contraction((int)rows))});
+            }
+        });
+    }
+    set_stage(g, 0);
+    float* amaxes;
+    size_t most_amaxes = 0;
+    act* for_transform;
+    for_each_operand([&](Linear&, Quantizer& q, size_t, size_t) {
+        for (int k = 0; k < 2; k++) {
+            most_amaxes = std::max(most_amaxes, q.plan.bytes[k].amaxes);
+            if (!q.plan.kept[k]) largest_scratch[k] = largest(largest_scratch[k], q.plan.bytes[k]);
+        }
+    });
+    Arena& a = g.arena;
+    auto take = [&](Copy& c, CopyBytes b, const char* category) { a.take(c.codes, category, b.codes), a.take(c.scales, category, b.scales); };
+    Copy scratch[2];
+    take(scratch[0], largest_scratch[0], "scratch"), take(scratch[1], largest_scratch[1], "scratch");
+    a.take(amaxes, "scratch", most_amaxes / 4), a.take(for_transform, "scratch", transformed);
+    a.take(g.measured, "scratch", train ? measured : 0);
+    g.forward_delayed = g.all_delayed = 0;
+    for_each_operand([&](Linear& l, Quantizer& q, size_t, size_t) {
+        q.transformed = for_transform;
+        for (int k = 0; k < 2; k++) {
+            Copy& c = q.copies[k];
+            if (q.plan.kept[k]) take(c, q.plan.bytes[k], &q == &l.w ? "weight codes" : "saved inputs of linears");
+            else c = scratch[k];
+            c.amaxes = amaxes;
+            a.take(c.factors, "scales", q.plan.bytes[k].codes > 0);
+        }
+        g.forward_delayed += q.plan.delayed && &q != &l.dy, g.all_delayed += q.plan.delayed;
+    });
+    a.take(g.delayed, "scales", g.all_delayed), a.take(g.history, "scales", (size_t)g.all_delayed * g.history_len);
+    int forward = 0, backward = g.forward_delayed;
+    for_each_operand([&](Linear& l, Quantizer& q, size_t, size_t) {
+        if (q.plan.delayed) q.delayed = a.memory ? g.delayed + (&q == &l.dy ? backward : forward)++ : nullptr;
+    });
+}
 inline void plan(GPT& g) { // runs twice, see Arena
     auto [L, NH, C, maxT, V] = g.config;
     size_t N = (size_t)g.B * g.T, c = C, v = V, heads = (size_t)g.B * NH;
@@ -128,25 +277,35 @@ inline void plan(GPT& g) { // runs twice, see Arena
             a.take(p.m, "optimizer moments", p.size()), a.take(p.v, "optimizer moments", p.size());
         });
     }
-    const char* saved = "saved activations";
+    g.head.weight = g.wte;
+    plan_copies(g);
+    const char *saved = "saved activations", *inputs = "saved inputs of linears", *scratch = "scratch";
+    if (train) { // first, for what is not saved borrows it
+        a.take(g.dx, scratch, N * c), a.take(g.dbranch, scratch, N * c), a.take(g.dwide, scratch, N * 4 * c);
+    }
+    // A linear's input stays for backward in BF16 only if wgrad reads it so; the scratch of backward is free by then.
+    auto input = [&](act*& x, const Linear& l, size_t n, act* borrowed) {
+        if (!train || l.keeps_x) a.take(x, inputs, n);
+        else x = borrowed;
+    };
     a.take(g.tokens, saved, N), a.take(g.targets, saved, N), a.take(g.losses, saved, N);
     a.take(g.x0, saved, N * c), a.take(g.lnf, saved, N * c), a.take(g.logits, "logits", N * v);
     a.take(g.mean_f, saved, N), a.take(g.rstd_f, saved, N);
     for (int l = 0; l < L; l++) {
-        Block& b = g.blocks[l];
+        TransformerBlock& b = g.blocks[l];
         if (l > 0 && !train) { // nothing is kept: the layers share one set
             (Saved&)b = g.blocks[0];
             continue;
         }
-        a.take(b.ln1, saved, N * c), a.take(b.qkv, saved, N * 3 * c), a.take(b.att, saved, N * c);
-        a.take(b.mid, saved, N * c), a.take(b.ln2, saved, N * c), a.take(b.fc, saved, N * 4 * c);
-        a.take(b.gelu, saved, N * 4 * c), a.take(b.out, saved, N * c), a.take(b.lse, saved, N * NH);
+        input(b.ln1, b.attn_qkv, N * c, g.dbranch), input(b.ln2, b.mlp_fc, N * c, g.dbranch);
+        input(b.gelu, b.mlp_proj, N * 4 * c, g.dwide);
+        a.take(b.att, b.attn_proj.keeps_x ? inputs : saved, N * c); // attention's backward reads it, whatever wgrad does
+        a.take(b.qkv, saved, N * 3 * c), a.take(b.mid, saved, N * c), a.take(b.fc, saved, N * 4 * c);
+        a.take(b.out, saved, N * c), a.take(b.lse, saved, N * NH);
         a.take(b.mean1, saved, N), a.take(b.rstd1, saved, N), a.take(b.mean2, saved, N), a.take(b.rstd2, saved, N);
     }
-    const char* scratch = "scratch";
     a.take(g.branch, scratch, N * c);
     if (train) {
-        a.take(g.dx, scratch, N * c), a.take(g.dbranch, scratch, N * c), a.take(g.dwide, scratch, N * 4 * c);
         a.take(g.index.distinct, scratch, N), a.take(g.index.first, scratch, N + 1);
         a.take(g.index.positions, scratch, N);
         a.take(g.partial, scratch, (size_t)panels(N) * 4 * c);
@@ -158,9 +317,10 @@ inline void plan(GPT& g) { // runs twice, see Arena
     a.take(g.scratch.s, scratch, square), a.take(g.scratch.p, scratch, square);
     if (train) a.take(g.scratch.dp, scratch, square), a.take(g.scratch.ds, scratch, square);
 }
-// Memory for batches of at most B rows of at most T tokens. Weights are zero until loaded or initialised.
-inline void allocate(GPT& g, Config config, Use use, int B, int T) {
-    g.config = config, g.use = use, g.B = B, g.T = T;
+// Memory for batches of at most B rows of at most T tokens, under any of the stages. Weights are zero until loaded or
+// initialised; delayed scales are 1.
+inline void allocate(GPT& g, Config config, Use use, int B, int T, std::vector<RecipeStage> stages = {{0, recipes[0], {}}}) {
+    g.config = config, g.use = use, g.B = B, g.T = T, g.stages = stages;
     if (T > config.seq_len) fail("sequences of %d tokens, but the model has positions for %d", T, config.seq_len);
     shape_params(g);
     plan(g);
@@ -168,6 +328,8 @@ inline void allocate(GPT& g, Config config, Use use, int B, int T) {
     g.arena = Arena();
     g.arena.memory = allocate_zeroed(size);
     plan(g);
+    for (int i = 0; i < g.all_delayed; i++) g.delayed[i].scale = 1;
+    set_stage(g, 0);
 }
 inline void release(GPT& g) { release_memory(g.arena.memory, g.arena.used), g.arena.memory = nullptr; }
 
@@ -187,21 +349,24 @@ inline void initialise(GPT& g, uint64_t seed) {
 
 // --- the linear layer: y = x w^T + b -----------------------------------------------------------------------------
 // y (N, OC); x (N, C); w (OC, C); b (OC)
-inline void linear_forward(act* y, const Linear& l, const act* x, int N) {
+inline void linear_forward(act* y, Linear& l, const act* x, int N) {
     auto [OC, C] = std::pair(l.weight.rows, l.weight.cols);
-    Operand a = quantize({x, N, C}, Along::cols), b = quantize(l.weight.tensor(), Along::cols);
+    Tensor X = {x, N, C, &l.x}, W = {l.weight.operand, OC, C, &l.w};
+    Operand a = quantize(X, Along::cols), b = quantize(W, Along::cols);
     matmul("fprop", {.out = y, .out_elem = elem<act>, .ld_out = (size_t)OC, .M = N, .N = OC, .K = C, .a = a, .b = b,
                      .bias = l.bias.operand});
 }
-// dx (N, C) is written; l's gradients are written, or added to when `accumulate`; dy (N, OC); x (N, C)
+// dx (N, C) is written; l's gradients are written, or added to when `accumulate`; dy (N, OC); x (N, C), or what forward's
+// cast has left of it
 inline void linear_backward(act* dx, Linear& l, const act* dy, const act* x, int N, bool accumulate, real* partial) {
     auto [OC, C] = std::pair(l.weight.rows, l.weight.cols);
-    Operand a = quantize({dy, N, OC}, Along::cols), b = quantize(l.weight.tensor(), Along::rows);
+    Tensor X = {x, N, C, &l.x}, W = {l.weight.operand, OC, C, &l.w}, DY = {dy, N, OC, &l.dy};
+    Operand a = quantize(DY, Along::cols), b = quantize(W, Along::rows);
     matmul("dgrad", {.out = dx, .out_elem = elem<act>, .ld_out = (size_t)C, .M = N, .N = C, .K = OC, .a = a, .b = b});
-    a = quantize({dy, N, OC}, Along::rows), b = quantize({x, N, C}, Along::rows);
-    matmul("wgrad", {.out = l.weight.grad, .out_elem = Elem::f32, .ld_out = (size_t)C, .M = OC, .N = C, .K = N, .a = a,
-                     .b = b, .accumulate = accumulate});
-    bias_backward(l.bias.grad, dy, partial, N, OC);
+    a = quantize(DY, Along::rows), b = quantize(X, Along::rows);
+    matmul("wgrad", {.out = l.weight.grad, .out_elem = Elem::f32, .ld_out = (size_t)C, .M = OC, .N = C,
+                     .K = l.x.contraction(N), .a = a, .b = b, .accumulate = accumulate});
+    if (l.bias.cols) bias_backward(l.bias.grad, dy, partial, N, OC);
 }
 
 // --- forward -----------------------------------------------------------------------------------------------------
@@ -211,9 +376,12 @@ inline double gpt_forward(GPT& g, int B, int T, float dloss = 0) {
     int N = B * T, C = g.config.channels, V = g.config.vocab;
     Heads heads = {B, T, g.config.heads, C / g.config.heads};
     size_t NC = (size_t)N * C;
+    for_each_linear(g, [&](const std::string&, Linear& l) { // w keeps its copies for all microbatches of a step
+        l.x.filled = l.dy.filled = false, l.w.filled &= g.pass.micro > 0;
+    });
     embedding_forward(g.x0, g.tokens, g.wte.w, g.wpe.w, B, T, C);
     act* x = g.x0;
-    for (Block& b : g.blocks) {
+    for (TransformerBlock& b : g.blocks) {
         layernorm_forward(b.ln1, b.mean1, b.rstd1, x, b.ln_1.weight.w, b.ln_1.bias.w, N, C);
         linear_forward(b.qkv, b.attn_qkv, b.ln1, N);
         attention_forward(b.att, b.lse, b.qkv, g.scratch, heads);
@@ -227,8 +395,8 @@ inline double gpt_forward(GPT& g, int B, int T, float dloss = 0) {
         x = b.out;
     }
     layernorm_forward(g.lnf, g.mean_f, g.rstd_f, x, g.ln_f.weight.w, g.ln_f.bias.w, N, C);
-    matmul("lm_head", {.out = g.logits, .out_elem = elem<act>, .ld_out = (size_t)V, .M = N, .N = V, .K = C,
-                       .a = rows_of(g.lnf, C), .b = rows_of(g.wte.operand, C)});
+    linear_forward(g.logits, g.head, g.lnf, N);
+    if (g.pass.training) update_scales(g, false);
     classifier(g.losses, g.logits, g.targets, dloss, dloss != 0, N, V);
     synchronize("forward");
     double sum = 0;
@@ -239,23 +407,20 @@ inline double gpt_forward(GPT& g, int B, int T, float dloss = 0) {
 // --- backward: the mirror image ----------------------------------------------------------------------------------
 // After gpt_forward with a gradient. Gradients are written, or added to when `accumulate`.
 inline void gpt_backward(GPT& g, int B, int T, bool accumulate) {
-    int N = B * T, C = g.config.channels, V = g.config.vocab;
+    int N = B * T, C = g.config.channels;
     Heads heads = {B, T, g.config.heads, C / g.config.heads};
     size_t NC = (size_t)N * C;
     if (!accumulate) // sums are added to; matrices' gradients come from GEMMs that overwrite
         for_each_param(g, [&](const std::string&, Param& p) {
             if (!p.rows || &p == &g.wpe) fill_zero(p.grad, p.size());
         });
-    matmul("lm_head", {.out = g.dbranch, .out_elem = elem<act>, .ld_out = (size_t)C, .M = N, .N = C, .K = V,
-                       .a = rows_of(g.logits, V), .b = columns_of(g.wte.operand, C)});
-    matmul("lm_head", {.out = g.wte.grad, .out_elem = Elem::f32, .ld_out = (size_t)C, .M = V, .N = C, .K = N,
-                       .a = columns_of(g.logits, V), .b = columns_of(g.lnf, C), .accumulate = accumulate});
+    linear_backward(g.dbranch, g.head, g.logits, g.lnf, N, accumulate, g.partial);
     act* last = g.blocks.empty() ? g.x0 : g.blocks.back().out;
     fill_zero(g.dx, NC);
     layernorm_backward(g.dx, g.ln_f.weight.grad, g.ln_f.bias.grad, g.dbranch, last, g.mean_f, g.rstd_f, g.ln_f.weight.w,
                        g.partial, N, C);
     for (size_t l = g.blocks.size(); l-- > 0;) {
-        Block& b = g.blocks[l];
+        TransformerBlock& b = g.blocks[l];
         act* x = l ? g.blocks[l - 1].out : g.x0;
         linear_backward(g.dwide, b.mlp_proj, g.dx, b.gelu, N, accumulate, g.partial);
         gelu_backward(g.dwide, g.dwide, b.fc, 4 * NC);
@@ -270,6 +435,7 @@ inline void gpt_backward(GPT& g, int B, int T, bool accumulate) {
     }
     embedding_backward_tokens(g.wte.grad, g.dx, g.index, N, C);
     embedding_backward_positions(g.wpe.grad, g.dx, B, T, C);
+    update_scales(g, true);
 }
 
 // --- update ------------------------------------------------------------------------------------------------------
@@ -283,12 +449,13 @@ inline double gradient_norm(GPT& g) {
     });
     return sqrt(sum);
 }
-// Step t (from 1). Weight decay applies to matrices, embeddings included. clip: largest global norm; 0 for none.
-inline void update(GPT& g, int64_t t, double lr, double weight_decay, double clip, double norm) {
+// Step t (from 1). Weight decay applies to matrices, embeddings included. clip: largest global norm; 0 for none. norm and
+// clip are those of the gradients divided by loss_scale.
+inline void update(GPT& g, int64_t t, double lr, double weight_decay, double clip, double norm, double loss_scale = 1) {
     double beta1 = 0.9, beta2 = 0.95;
     AdamW o = {.lr = (real)lr, .beta1 = (real)beta1, .beta2 = (real)beta2, .eps = (real)1e-8, .weight_decay = 0,
                .correction1 = (real)(1 - pow(beta1, (double)t)), .correction2 = (real)sqrt(1 - pow(beta2, (double)t)),
-               .clip = (real)(clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1)};
+               .clip = (real)((clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1) / loss_scale)};
     for_each_param(g, [&](const std::string&, Param& p) {
         o.weight_decay = p.rows ? (real)weight_decay : 0;
         adamw(p.w, p.operand, p.m, p.v, p.grad, p.size(), o);

@@ -1,33 +1,422 @@
-// Recipes: which number format each GEMM operand is stored in, and how it is scaled. A linear layer y = x w^T is three
-// GEMMs, and each asks quantize() for the copies of its two operands:
+// Recipes: which number format each operand of a linear layer is stored in, and how it is scaled. A linear layer
+// y = x w^T is three GEMMs, and each asks quantize() for the copies of its two operands:
 //
 //     fprop  y  = x  w^T   contracts over input channels
 //     dgrad  dx = dy w     contracts over output channels
 //     wgrad  dw = dy^T x   contracts over tokens
 //
-// The recipe bf16 casts nothing: operands are BF16 values as they stand (FP32 in ./train-f32), FP32 accumulates.
+// Adding a recipe is adding a row to this table. Every column is also a key on the command line, hybrid:margin=1.
 #pragma once
 #include "ops/matmul.cuh"
+#include <array>
+#include <functional>
+#include <sstream>
+#include <vector>
+
+enum class Algo { max, most_recent };
+struct Accum { int mbits = 0, interval = 0; }; // sums kept to mbits bits, moved to FP32 every `interval` products
 
 struct Recipe {
+    std::string name;
+    Cast x, w, dy; // of the input, the weight, the gradient of the output; {} leaves it in BF16
+    std::string about;
+    int amax_history_len = 1024;                   // delayed scaling: observations in the window,
+    Algo amax_compute_algo = Algo::max;            // what of the window counts,
+    int margin = 0;                                // powers of two left free above it
+    bool fprop = true, dgrad = true, wgrad = true; // false: that GEMM takes BF16 operands
+    bool fast_accum = true;                        // of fprop, on Hopper's FP8 tensor cores
+    std::string skip = "";                         // layers left in BF16, besides those of --skip
+    double lr = 0, loss_scale = 1;                 // lr 0: --lr's
+    Accum accum = {};                              // with --kernels reference
+};
+
+inline const auto recipes = [] {
+    using enum Scaling;
+    using enum ScaleRule;
+    using enum Rounding;
+    constexpr Block row16{1, 16}, row32{1, 32}, row128{1, 128}, tile16{16, 16}, tile128{128, 128};
+    constexpr bool pow2 = true, rht = true;
+    return std::to_array<Recipe>({
+//   name         format scaling, block    (MX's rule, rounding, power-of-two scales, Hadamard transform)
+    {"bf16",      {}, {}, {}, "nothing is cast: operands as they are"},
+    {"hybrid",    /*x*/ {E4M3, delayed}, /*w*/ {E4M3, delayed}, /*dy*/ {E5M2, delayed},
+                  "one scale per tensor, from the amaxes of earlier steps; TransformerEngine DelayedScaling, HYBRID"},
+    {"e4m3",      {E4M3, delayed}, {E4M3, delayed}, {E4M3, delayed},
+                  "hybrid with E4M3 gradients; TransformerEngine DelayedScaling, E4M3"},
+    {"current",   {E4M3, current}, {E4M3, current}, {E5M2, current},
+                  "one scale per tensor, from its own amax, a pass more; TransformerEngine Float8CurrentScaling"},
+    {"blockwise", {E4M3, blockwise, row128, rceil, rne, pow2}, {E4M3, blockwise, tile128, rceil, rne, pow2},
+                  {E4M3, blockwise, row128, rceil, rne, pow2},
+                  "an FP32 scale per 128, weights per 128 x 128; DeepSeek-V3, TransformerEngine Float8BlockScaling"},
+    {"mxfp8",     {E4M3, mx, row32}, {E4M3, mx, row32}, {E4M3, mx, row32},
+                  "an E8M0 scale per 32; OCP MX v1.0, TransformerEngine MXFP8BlockScaling"},
+    {"mxfp6",     {E2M3, mx, row32}, {E2M3, mx, row32}, {E3M2, mx, row32},
+                  "an E8M0 scale per 32; OCP MX v1.0; the choice of formats is ours"},
+    {"mxfp4",     {E2M1, mx, row32}, {E2M1, mx, row32}, {E2M1, mx, row32},
+                  "an E8M0 scale per 32; OCP MX v1.0; plain, to nearest, which is ours"},
+    {"nvfp4",     {E2M1, nvfp4, row16, rceil, rne, false, rht}, {E2M1, nvfp4, tile16},
+                  {E2M1, nvfp4, row16, rceil, sr, false, rht},
+                  "an E4M3 scale per 16, weights per 16 x 16, below one per tensor; TransformerEngine NVFP4BlockScaling"},
+    {"unit",      {E4M3, unit}, {E4M3, unit}, {E5M2, unit}, "hybrid's formats without any scale: what scales are for"},
+    });
+}();
+
+// What there is to know of a way of scaling, once; the cast of each is in cast_copy().
+struct ScalingKind {
     const char* name;
+    Elem scales;      // of a block's scale; f32 and no block: one scale for the tensor
+    Block block;      // the usual one
+    const char* takes; // element formats
+    const char* blocks;
 };
-constexpr Recipe recipes[] = {
-    {"bf16"},
+constexpr ScalingKind scaling_kinds[] = { // in the order of enum Scaling
+    {"none", Elem::f32, {0, 0}, "bf16", ""},
+    {"unit", Elem::f32, {0, 0}, "e4m3 e5m2", "0x0"},
+    {"delayed", Elem::f32, {0, 0}, "e4m3 e5m2", "0x0"},
+    {"current", Elem::f32, {0, 0}, "e4m3 e5m2", "0x0"},
+    {"blockwise", Elem::f32, {1, 128}, "e4m3 e5m2", "1x128 128x128"},
+    {"mx", Elem::e8m0, {1, 32}, "e4m3 e5m2 e3m2 e2m3 e2m1", "1x32"},
+    {"nvfp4", Elem::e4m3, {1, 16}, "e2m1", "1x16 16x16"},
 };
-inline const Recipe* find_recipe(const std::string& name) {
-    for (const Recipe& r : recipes)
-        if (name == r.name) return &r;
-    return nullptr;
+inline const ScalingKind& kind_of(const Cast& c) { return scaling_kinds[(int)c.scaling]; }
+inline bool is_quantized(const Cast& c) { return c.scaling != Scaling::none; }
+inline bool is_per_tensor(const Cast& c) { return is_quantized(c) && c.block.cols == 0; }
+
+// --- 2. keys: a row of the table, changed on the command line ------------------------------------------------------
+using Keys = std::vector<std::pair<std::string, std::string>>; // "margin", "1"; later ones win
+
+constexpr const char *rules[] = {"rceil", "floor", "ceil", "even"}, *roundings[] = {"rne", "sr"},
+                     *algos[] = {"max", "most_recent"}; // as in their enums
+
+inline std::string block_text(Block b) { return format("%dx%d", b.rows, b.cols); }
+inline bool word_in(const std::string& word, const std::string& list) {
+    return (" " + list + " ").find(" " + word + " ") != std::string::npos && !word.empty();
+}
+// Values of keys. Errors say what is allowed; if it is a word that is unknown, they name those it may have meant.
+struct KeyError {
+    std::string text, word = "";
+    std::vector<std::string> known = {};
+};
+template <size_t N> int choose(const std::string& value, const char* const (&names)[N]) {
+    std::string all;
+    for (size_t i = 0; i < N; i++) {
+        if (value == names[i]) return (int)i;
+        all += std::string(i ? ", " : "") + names[i];
+    }
+    throw KeyError{"must be one of " + all};
+}
+inline double number_in(const std::string& value, double least, double most) {
+    char* end;
+    double v = strtod(value.c_str(), &end);
+    if (value.empty() || *end || !(v >= least && v <= most)) throw KeyError{format("must be from %g to %g", least, most)};
+    return v;
+}
+inline int integer_in(const std::string& value, int least, int most) {
+    double v = number_in(value, least, most);
+    if (v != (int)v) throw KeyError{"must be a whole number"};
+    return (int)v;
+}
+// A key of one operand: sets it, and tells whether the cast, once all keys are set, has any use for it.
+struct CastKey {
+    const char* name;
+    void (*set)(Cast&, const std::string&);
+    std::string (*get)(const Cast&);
+    bool (*used)(const Cast&);
+};
+inline const CastKey cast_keys[] = {
+    {"scaling", [](Cast& c, const std::string& v) {
+         const char* names[std::size(scaling_kinds)];
+         for (size_t i = 0; i < std::size(names); i++) names[i] = scaling_kinds[i].name;
+         Scaling s = (Scaling)choose(v, names);
+         if (s == c.scaling) return;
+         c.scaling = s, c.block = kind_of(c).block, c.pow2_scales = s == Scaling::blockwise;
+         if (!word_in(c.elem.name, kind_of(c).takes)) c.elem = s == Scaling::nvfp4 ? E2M1 : is_quantized(c) ? E4M3 : BF16;
+     }, [](const Cast& c) { return std::string(kind_of(c).name); }, [](const Cast&) { return true; }},
+    {"format", [](Cast& c, const std::string& v) {
+         const char* names[] = {"e4m3", "e5m2", "e3m2", "e2m3", "e2m1"};
+         c.elem = ALL_FORMATS[choose(v, names)];
+     }, [](const Cast& c) { return std::string(c.elem.name); }, is_quantized},
+    {"block", [](Cast& c, const std::string& v) {
+         if (sscanf(v.c_str(), "%dx%d", &c.block.rows, &c.block.cols) != 2 || block_text(c.block) != v)
+             throw KeyError{"must be ROWSxCOLS, 1x16 for example"};
+     }, [](const Cast& c) { return block_text(c.block); }, [](const Cast& c) { return c.block.cols > 0; }},
+    {"scale_rule", [](Cast& c, const std::string& v) { c.rule = (ScaleRule)choose(v, rules); },
+     [](const Cast& c) { return std::string(rules[(int)c.rule]); }, [](const Cast& c) { return c.scaling == Scaling::mx; }},
+    {"round", [](Cast& c, const std::string& v) { c.round = (Rounding)choose(v, roundings); },
+     [](const Cast& c) { return std::string(roundings[(int)c.round]); }, is_quantized},
+    {"pow2_scales", [](Cast& c, const std::string& v) { c.pow2_scales = integer_in(v, 0, 1); },
+     [](const Cast& c) { return std::to_string(c.pow2_scales); },
+     [](const Cast& c) { return c.scaling == Scaling::current || c.scaling == Scaling::blockwise; }},
+    {"rht", [](Cast& c, const std::string& v) { c.rht = integer_in(v, 0, 1); },
+     [](const Cast& c) { return std::to_string(c.rht); },
+     [](const Cast& c) { return c.scaling == Scaling::mx || c.scaling == Scaling::nvfp4; }},
+};
+struct RecipeKey {
+    const char* name;
+    void (*set)(Recipe&, const std::string&);
+    std::string (*get)(const Recipe&);
+    bool (*used)(const Recipe&);
+};
+inline bool any_cast(const Recipe& r, bool (*test)(const Cast&)) { return test(r.x) || test(r.w) || test(r.dy); }
+inline bool any_quantized(const Recipe& r) { return any_cast(r, is_quantized); }
+inline bool any_delayed(const Recipe& r) {
+    return any_cast(r, [](const Cast& c) { return c.scaling == Scaling::delayed; });
+}
+inline const RecipeKey recipe_keys[] = {
+    {"amax_history_len", [](Recipe& r, const std::string& v) { r.amax_history_len = integer_in(v, 1, 1 << 20); },
+     [](const Recipe& r) { return std::to_string(r.amax_history_len); }, any_delayed},
+    {"amax_compute_algo", [](Recipe& r, const std::string& v) { r.amax_compute_algo = (Algo)choose(v, algos); },
+     [](const Recipe& r) { return std::string(algos[(int)r.amax_compute_algo]); }, any_delayed},
+    {"margin", [](Recipe& r, const std::string& v) { r.margin = integer_in(v, -100, 100); },
+     [](const Recipe& r) { return std::to_string(r.margin); }, any_delayed},
+    {"fprop", [](Recipe& r, const std::string& v) { r.fprop = integer_in(v, 0, 1); },
+     [](const Recipe& r) { return std::to_string(r.fprop); }, any_quantized},
+    {"dgrad", [](Recipe& r, const std::string& v) { r.dgrad = integer_in(v, 0, 1); },
+     [](const Recipe& r) { return std::to_string(r.dgrad); }, any_quantized},
+    {"wgrad", [](Recipe& r, const std::string& v) { r.wgrad = integer_in(v, 0, 1); },
+     [](const Recipe& r) { return std::to_string(r.wgrad); }, any_quantized},
+    {"fast_accum", [](Recipe& r, const std::string& v) { r.fast_accum = integer_in(v, 0, 1); },
+     [](const Recipe& r) { return std::to_string(r.fast_accum); },
+     [](const Recipe& r) { return r.fprop && is_per_tensor(r.x) && is_per_tensor(r.w); }},
+    {"skip", [](Recipe& r, const std::string& v) { r.skip = v; }, [](const Recipe& r) { return r.skip; }, any_quantized},
+    {"lr", [](Recipe& r, const std::string& v) { r.lr = number_in(v, 1e-30, 1000); },
+     [](const Recipe& r) { return format("%.9g", r.lr); }, [](const Recipe&) { return true; }},
+    {"loss_scale", [](Recipe& r, const std::string& v) { r.loss_scale = number_in(v, 1e-30, 1e30); },
+     [](const Recipe& r) { return format("%.9g", r.loss_scale); }, [](const Recipe&) { return true; }},
+    {"accum", [](Recipe& r, const std::string& v) {
+         if (sscanf(v.c_str(), "%d/%d", &r.accum.mbits, &r.accum.interval) != 2 || r.accum.mbits < 1 ||
+             r.accum.mbits > 23 || r.accum.interval < 1)
+             throw KeyError{"must be BITS/INTERVAL, 14/128 for example: 1 to 23 mantissa bits"};
+     }, [](const Recipe& r) { return format("%d/%d", r.accum.mbits, r.accum.interval); }, [](const Recipe&) { return true; }},
+};
+// Why no hardware and no GEMM here takes such a row; "" if they do.
+inline std::string refusal(const Recipe& r) {
+    const std::pair<const char*, const Cast*> operands[] = {{"x", &r.x}, {"w", &r.w}, {"dy", &r.dy}};
+    for (auto& [name, c] : operands) {
+        const ScalingKind& kind = kind_of(*c);
+        if (!word_in(c->elem.name, kind.takes) && is_quantized(*c))
+            return format("%s.format=%s with scaling=%s, which takes %s", name, c->elem.name, kind.name, kind.takes);
+        if (!word_in(block_text(c->block), kind.blocks) && is_quantized(*c))
+            return format("%s.block=%s with scaling=%s, which takes %s", name, block_text(c->block).c_str(), kind.name,
+                          kind.blocks);
+    }
+    auto both = [](const Cast& a, const Cast& b) { return is_quantized(a) && is_quantized(b) && a.elem == E5M2 && b.elem == E5M2; };
+    if ((r.fprop && both(r.x, r.w)) || (r.dgrad && both(r.dy, r.w)) || (r.wgrad && both(r.dy, r.x)))
+        return format("E5M2 on both sides of %s: no tensor core multiplies that",
+                      r.fprop && both(r.x, r.w) ? "fprop" : r.dgrad && both(r.dy, r.w) ? "dgrad" : "wgrad");
+    if (r.w.rht) return "w.rht=1: the Hadamard transform goes along tokens, which w has none of";
+    if (r.wgrad && r.x.rht != r.dy.rht)
+        return "rht of x but not of dy, or the other way round: it cancels in wgrad only if both went through it";
+    if (any_quantized(r) && !r.fprop && !r.dgrad && !r.wgrad) return "fprop=0, dgrad=0 and wgrad=0 leave nothing to quantize";
+    return "";
+}
+inline std::vector<std::string> recipe_names() {
+    std::vector<std::string> names;
+    for (const Recipe& r : recipes) names.push_back(r.name);
+    return names;
+}
+inline std::vector<std::string> key_names() {
+    std::vector<std::string> names;
+    for (const RecipeKey& k : recipe_keys) names.push_back(k.name);
+    for (const CastKey& k : cast_keys)
+        for (const char* operand : {"", "x.", "w.", "dy."}) names.push_back(std::string(operand) + k.name);
+    return names;
+}
+// The row called `name` with `keys` set. Throws KeyError: no such row, no such key, a value that is none, a key that the
+// row, as it ends up, has no use for, a row that is refused.
+inline Recipe resolve(const std::string& name, const Keys& keys) {
+    auto row = std::find_if(recipes.begin(), recipes.end(), [&](const Recipe& r) { return r.name == name; });
+    if (row == recipes.end()) throw KeyError{"there is no recipe " + name, name, recipe_names()};
+    Recipe r = *row;
+    std::vector<std::pair<std::string, std::function<bool()>>> checks;
+    for (auto& [key, value] : keys) try {
+        bool known = false;
+        for (const RecipeKey& k : recipe_keys)
+            if (key == k.name) k.set(r, value), known = true, checks.push_back({key, [&r, &k] { return k.used(r); }});
+        auto of = [&](Cast& c, const CastKey& k) { return k.name != std::string("rht") || &c != &r.w; };
+        for (const CastKey& k : cast_keys)
+            for (auto [operand, c] : {std::pair("x", &r.x), {"w", &r.w}, {"dy", &r.dy}}) {
+                if (key == std::string(operand) + "." + k.name) {
+                    k.set(*c, value), known = true;
+                    checks.push_back({key, [c, &k] { return k.used(*c); }});
+                } else if (key == k.name && of(*c, k)) {
+                    k.set(*c, value);
+                    if (!known) checks.push_back({key, [&r, &k] { return any_cast(r, k.used); }});
+                    known = true;
+                }
+            }
+        if (!known) throw KeyError{"is no key of a recipe", key, key_names()};
+    } catch (KeyError& e) {
+        e.text = key + "=" + value + ": " + (e.known.empty() ? key + " " : "") + e.text;
+        throw;
+    }
+    for (auto& [key, used] : checks)
+        if (!used()) throw KeyError{"recipe " + name + " has no use for " + key};
+    if (std::string why = refusal(r); !why.empty()) throw KeyError{why};
+    return r;
 }
 
-// A GEMM operand before it is cast, (rows, cols), row-major.
+// --- 3. delayed scaling: a scale from what earlier casts saw -------------------------------------------------------
+// One per operand, on the device: casts read `scale` and raise `last`; update_scales() moves `last` into the window.
+struct alignas(16) Delayed { // cuBLASLt wants scales 16 bytes apart
+    float scale;
+    float last;   // the largest amax recorded since the last update
+    float max;    // what amax is scaled to: the format's max * 2^-margin, in FP32
+    int position; // in its ring of the history, where the next observation goes
+};
+HD INLINE float next_scale(float max, float amax, float scale) { return scale_for(max, amax, scale); }
+
+// The largest of the last L entries of a ring of `capacity` that continues at `position`.
+HD INLINE float window_max(Lanes g, const float* ring, int capacity, int position, int L) {
+    int older = L > position ? L - position : 0; // of the window, at the ring's far end
+    auto itself = [](real x) { return x; };
+    real near = g.max(L - older, itself, ring + position - (L - older)), far = g.max(older, itself, ring + capacity - older);
+    return (float)(near > far ? near : far);
+}
+// For each of `count` operands: nothing recorded, nothing changes; otherwise the observation enters the window, and the
+// scale follows (TransformerEngine's amax_and_scale_update). history (count, capacity), capacity >= L.
+inline void update_scales(Delayed* state, float* history, int count, int capacity, int L, Algo algo) {
+    for_rows("update_scales", 4.0 * count * L, count, [=] HD(Lanes g, int i) {
+        Delayed d = state[i];
+        if (d.last == 0) return;
+        float* ring = history + (size_t)i * capacity;
+        g.sync();
+        if (g.first()) ring[d.position] = d.last;
+        g.sync();
+        int next = d.position + 1 < capacity ? d.position + 1 : 0;
+        float amax = algo == Algo::most_recent ? d.last : window_max(g, ring, capacity, d.position + 1, L);
+        if (g.first()) state[i] = {next_scale(d.max, amax, d.scale), 0, d.max, next};
+    });
+}
+
+// --- 4. an operand and its copies ----------------------------------------------------------------------------------
+// What every cast of a run shares.
+struct Pass {
+    bool training = false; // amaxes are recorded, and a backward pass will want its copies
+    uint64_t seed = 0, step = 0, micro = 0;
+};
+inline const Pass inference = {};
+// A GEMM contracts along an operand's columns (each row is a vector) or along its rows. x: cols in fprop, rows in wgrad;
+// w: cols in fprop, rows in dgrad; dy: cols in dgrad, rows in wgrad.
+enum class Along { cols, rows };
+
+struct Copy {
+    uint8_t* codes;  // contiguous along the contraction
+    uint8_t* scales; // of blocks, bytes or FP32
+    float* amaxes;   // of blocks, while they are cast
+    struct Factors { float scale_inv, scale, amax, unused; } *factors; // of the tensor; travels with the codes
+};
+struct CopyBytes { size_t codes = 0, scales = 0, amaxes = 0; };
+inline CopyBytes largest(CopyBytes a, CopyBytes b) {
+    return {std::max(a.codes, b.codes), std::max(a.scales, b.scales), std::max(a.amaxes, b.amaxes)};
+}
+
+// How one operand of one linear is stored: the cast that the present stage of its arm asks for, and where copies lie.
+struct Quantizer {
+    Cast cast;
+    bool quantized[2] = {false, false}; // for the GEMM that contracts along cols, rows
+    bool filled = false;                // the copies hold what the operand holds
+    Copy copies[2] = {};
+    act* transformed = nullptr;         // scratch for the Hadamard transform: contraction(rows) x cols
+    Delayed* delayed = nullptr;         // if some stage is delayed
+    const Pass* pass = &inference;
+    int index = 0;                      // names it in stochastic rounding
+    std::function<void(const struct Tensor&)> watch; // called when the copies have been made
+
+    struct { bool delayed = false, kept[2] = {}; CopyBytes bytes[2]; } plan; // the most of any stage; not kept: scratch
+
+    // One scale for all: the copy along cols serves both GEMMs, one of them by strides.
+    bool shares() const { return is_per_tensor(cast); }
+    bool needs(Along k, bool backward) const {
+        if (shares()) return k == Along::cols && (quantized[0] || (quantized[1] && backward));
+        return quantized[(int)k] && (k == Along::cols || backward);
+    }
+    bool transforms() const { return cast.rht && quantized[1]; }
+    int contraction(int rows) const { return transforms() ? (rows + 15) / 16 * 16 : rows; } // of the copy along rows
+    CopyBytes bytes(Along k, size_t rows, size_t cols) const {
+        size_t O = k == Along::cols ? rows : cols, K = k == Along::cols ? cols : contraction((int)rows);
+        if (is_per_tensor(cast)) return {O * K};
+        size_t KB = blocks(K, cast.block.cols), tiles = blocks(O, cast.block.rows) * KB;
+        bool byte_scales = kind_of(cast).scales != Elem::f32;
+        return {O * code_bytes(cast.elem, K), byte_scales ? O * KB : 4 * tiles, byte_scales ? 4 * tiles : 0};
+    }
+};
+
+// A GEMM operand, (rows, cols) row-major, and how it is to be stored.
 struct Tensor {
     const act* data;
     int rows, cols;
+    Quantizer* quantizer;
 };
-// The copy of t that a GEMM multiplies when it contracts along t's columns (each row is a vector), or along its rows.
-enum class Along { cols, rows };
-inline Operand quantize(const Tensor& t, Along contraction) {
-    return contraction == Along::cols ? rows_of(t.data, t.cols) : columns_of(t.data, t.cols);
+
+// A copy as a GEMM reads it.
+inline Operand operand_of(const Tensor& t, Along k) {
+    const Quantizer& q = *t.quantizer;
+    const Cast& c = q.cast;
+    bool strided = k == Along::rows && q.shares();
+    const Copy& copy = q.copies[q.shares() ? 0 : (int)k];
+    size_t K = k == Along::cols || strided ? t.cols : q.contraction(t.rows);
+    Operand o = codes_of(copy.codes, c.elem, !strided, c.elem.bits() == 4 ? (K + 1) / 2 * 2 : K);
+    o.factor = &copy.factors->scale_inv;
+    if (c.block.cols == 0) return o;
+    o.scales = copy.scales, o.scale_elem = kind_of(c).scales, o.ld_scales = blocks(K, c.block.cols), o.block = c.block.cols;
+    bool bytes = o.scale_elem != Elem::f32; // one for each row, of tiles too
+    o.scale_rows = bytes ? 1 : c.block.rows, o.scale_values = bytes ? values_of(o.scale_elem).floats : nullptr;
+    o.factor = c.scaling == Scaling::nvfp4 ? &copy.factors->amax : nullptr;
+    return o;
+}
+
+// --- 5. quantize() -------------------------------------------------------------------------------------------------
+inline void set_factors(Copy::Factors* f, const float* scale, float max, bool pow2) { // scale null: from f's amax
+    for_rows("scale", 32, 1, [=] HD(Lanes g, int) {
+        float s = scale ? *scale : max ? scale_for(max, f->amax, 1) : 1;
+        if (pow2) s = power_of_two_below(s);
+        if (g.first()) f->scale = s, f->scale_inv = 1 / s;
+    });
+}
+// One copy of t, cast from its source. The only place that asks how a recipe scales.
+inline void cast_copy(const Tensor& t, Along k) {
+    Quantizer& q = *t.quantizer;
+    Cast c = q.cast;
+    Copy& to = q.copies[(int)k];
+    const act* x = t.data;
+    bool transpose = k == Along::rows;
+    int R = t.rows, C = t.cols;
+    uint64_t key = draw_key(q.pass->seed, q.pass->step, q.pass->micro, q.index, (int)k);
+    if (q.transforms() && transpose) hadamard(q.transformed, t.data, R, C), x = q.transformed, R = q.contraction(R);
+    Copy::Factors* f = to.factors;
+    switch (c.scaling) {
+    case Scaling::none: break;
+    case Scaling::unit:
+        set_factors(f, nullptr, 0, false);
+        return cast_tensor(to.codes, nullptr, x, &f->scale, c, transpose, R, C, key);
+    case Scaling::delayed:
+        set_factors(f, &q.delayed->scale, 0, false);
+        return cast_tensor(to.codes, q.pass->training ? &q.delayed->last : nullptr, x, &f->scale, c, transpose, R, C, key);
+    case Scaling::current:
+        fill_zero(&f->amax, 1);
+        amax_tensor(&f->amax, x, (size_t)R * C);
+        set_factors(f, nullptr, c.elem.max, c.pow2_scales);
+        return cast_tensor(to.codes, nullptr, x, &f->scale, c, transpose, R, C, key);
+    case Scaling::blockwise: return cast_float8(to.codes, (float*)to.scales, x, c, transpose, R, C, key);
+    case Scaling::mx: return cast_mx(to.codes, (uint8_t*)to.scales, x, c, transpose, R, C, key);
+    case Scaling::nvfp4:
+        return cast_nvfp4(to.codes, (uint8_t*)to.scales, &f->amax, to.amaxes, x, c, transpose, R, C, key);
+    }
+}
+// The copy of t that a GEMM contracts along k. Hands over what a producer has filled and casts what it has not: all
+// copies at once, because the source may be gone when the second GEMM comes.
+inline Operand quantize(const Tensor& t, Along k) {
+    Quantizer& q = *t.quantizer;
+    if (!q.filled) {
+        q.filled = true;
+        bool recorded = false;
+        for (Along k : {Along::cols, Along::rows})
+            if (q.needs(k, q.pass->training)) cast_copy(t, k), recorded = q.cast.scaling == Scaling::delayed;
+        if (q.delayed && !recorded && q.pass->training) // for a stage to come
+            amax_tensor(&q.delayed->last, t.data, (size_t)t.rows * t.cols);
+        if (q.watch) q.watch(t);
+    }
+    if (q.quantized[(int)k]) return operand_of(t, k);
+    return k == Along::cols ? rows_of(t.data, t.cols) : columns_of(t.data, t.cols);
 }

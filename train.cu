@@ -3,7 +3,7 @@
 // Reading order: train_arm() below is the loop; model.cuh is what it calls; scaling.cuh is why the program exists.
 // Results go to stdout, everything else to stderr. Status: 0 done, 1 failed, 2 usage, 130 or 143 stopped by a signal.
 #include "data/corpus.h"
-#include "model.cuh"
+#include "diagnostics.cuh"
 #include "run/cast.h"
 #include "run/checkpoint.h"
 #include "run/data.h"
@@ -76,12 +76,12 @@ static std::string first_bad(GPT& g, int N) {
     size_t C = g.config.channels;
     for_each_param(g, [&](const std::string& name, Param& p) { look(name, p.w, p.size()); });
     look("embedding", g.x0, N * C);
-    for (size_t l = 0; l < g.blocks.size(); l++) {
-        Block& b = g.blocks[l];
+    for (size_t l = 0; l < g.blocks.size(); l++) { // what a recipe keeps as codes only is seen one operation later
+        TransformerBlock& b = g.blocks[l];
         std::string h = "h." + std::to_string(l);
-        look(h + ".ln_1", b.ln1, N * C), look(h + ".attn.c_attn", b.qkv, N * 3 * C), look(h + ".attn", b.att, N * C);
-        look(h + ".attn.c_proj", b.mid, N * C), look(h + ".ln_2", b.ln2, N * C), look(h + ".mlp.c_fc", b.fc, N * 4 * C);
-        look(h + ".mlp.gelu", b.gelu, N * 4 * C), look(h + ".mlp.c_proj", b.out, N * C);
+        look(h + ".attn.c_attn", b.qkv, N * 3 * C), look(h + ".attn", b.att, N * C);
+        look(h + ".attn.c_proj", b.mid, N * C), look(h + ".mlp.c_fc", b.fc, N * 4 * C);
+        look(h + ".mlp.c_proj", b.out, N * C);
     }
     look("ln_f", g.lnf, N * C), look("loss", g.losses, N);
     look("lm_head gradient", g.logits, (size_t)N * g.config.vocab);
@@ -95,7 +95,8 @@ static void load_batch(GPT& g, const Batches& batches, uint64_t i) {
 // Mean loss over windows first.., in nats per token.
 static double mean_loss(GPT& g, const Batches& batches, uint64_t windows) {
     double sum = 0;
-    for (uint64_t w = 0; w < windows; w += g.B) {
+    g.pass.training = false, g.pass.micro = 0;
+    for (uint64_t w = 0; w < windows; w += g.B, g.pass.micro++) {
         int B = (int)std::min<uint64_t>(g.B, windows - w);
         batches.fill_windows(w, B, g.tokens, g.targets);
         sum += gpt_forward(g, B, g.T) * B;
@@ -103,13 +104,76 @@ static double mean_loss(GPT& g, const Batches& batches, uint64_t windows) {
     return sum / windows;
 }
 
+// --- recipes as given, resolved ----------------------------------------------------------------------------------
+static std::vector<std::string> linear_names(int L) {
+    GPT g;
+    g.blocks.resize(L);
+    std::vector<std::string> names;
+    for_each_linear(g, [&](const std::string& name, Linear&) { names.push_back(name); });
+    return names;
+}
+static Recipe resolve_stage(const Arm& arm, const Stage& stage) try {
+    return resolve(stage.name, stage.keys);
+} catch (const KeyError& e) {
+    std::string hint = e.known.empty() ? "" : "the nearest is " + nearest(e.word, e.known) + "; ";
+    fail_usage("--recipe %s: %s. hint: %s`./train recipes` lists recipes and keys", arm.text.c_str(), e.text.c_str(), hint.c_str());
+}
+static std::vector<RecipeStage> stages_of(const Arm& arm, const Options& o, int L) {
+    std::vector<RecipeStage> stages;
+    for (const Stage& s : arm.stages) {
+        Recipe r = resolve_stage(arm, s);
+        if (r.accum.mbits && o.kernels != "reference")
+            fail_usage("--recipe %s: accum needs --kernels reference, which sums one product at a time", arm.text.c_str());
+        std::string skip = o.skip + (o.skip.empty() || r.skip.empty() ? "" : "/") + r.skip;
+        stages.push_back({s.from_step, r, match_layers(skip, linear_names(L))});
+    }
+    return stages;
+}
+static Json json_of(const Recipe& r) { // every key that the row has a use for
+    Json all = Json(Json::Object).set("recipe", r.name);
+    for (auto [name, c] : {std::pair("x", &r.x), {"w", &r.w}, {"dy", &r.dy}})
+        for (const CastKey& k : cast_keys)
+            if (k.used(*c)) all.set(std::string(name) + "." + k.name, k.get(*c));
+    for (const RecipeKey& k : recipe_keys)
+        if (k.used(r)) all.set(k.name, k.get(r));
+    return all;
+}
+static std::string cast_text(const Cast& c) {
+    std::string text;
+    for (const CastKey& k : cast_keys)
+        if (std::string v = k.get(c); k.used(c) && v != "0") text += (text.empty() ? "" : " ") + (v == "1" ? k.name : v);
+    return text;
+}
+// Which layers run in what.
+static std::string stage_text(const RecipeStage& s, const std::vector<std::string>& names) {
+    std::string bf16, from = s.from ? format("from step %lld on ", (long long)s.from) : "";
+    size_t skipped = 0;
+    for (size_t i = 0; i < names.size(); i++)
+        if (s.skip[i]) bf16 += (skipped++ ? " " : "") + names[i];
+    if (!any_quantized(s.recipe)) return from + s.recipe.name + ": every linear in BF16";
+    return from + format("%s: %zu of %zu linears, x %s, w %s, dy %s", s.recipe.name.c_str(), names.size() - skipped,
+                         names.size(), cast_text(s.recipe.x).c_str(), cast_text(s.recipe.w).c_str(),
+                         cast_text(s.recipe.dy).c_str()) + (skipped ? ". In BF16: " + bf16 : "");
+}
+static Json stages_json(const std::vector<RecipeStage>& stages, const std::vector<std::string>& names) {
+    Json all(Json::Array);
+    for (auto& s : stages) {
+        std::vector<std::string> skipped;
+        for (size_t i = 0; i < names.size(); i++)
+            if (s.skip[i]) skipped.push_back(names[i]);
+        all.add(Json(Json::Object).set("from", s.from).set("row", json_of(s.recipe)).set("skipped", skipped));
+    }
+    return all;
+}
 // --- sampling ----------------------------------------------------------------------------------------------------
 // Continues `text` by `count` tokens: temperature 0 takes the likeliest, top_k 0 draws among all. g.B >= 1.
 static std::vector<int> sample_tokens(GPT& g, std::vector<int> text, int count, double temperature, int top_k,
                                       uint64_t seed) {
     int V = g.config.vocab;
     std::vector<std::pair<double, int>> p(V);
+    g.pass.training = false;
     for (int i = 0; i < count; i++) {
+        g.pass.micro = i;
         int T = (int)std::min<size_t>(text.size(), g.T);
         std::copy(text.end() - T, text.end(), g.tokens);
         std::fill(g.targets, g.targets + T, -1);
@@ -167,11 +231,12 @@ struct Stopwatch {
 };
 
 // --- training ----------------------------------------------------------------------------------------------------
-static double learning_rate(const Options& o, int64_t step) { // steps count from 1
-    if (step <= o.warmup) return o.lr * (double)step / (double)o.warmup;
-    if (o.schedule == "constant" || o.steps <= o.warmup) return o.lr;
+static double learning_rate(const Options& o, const Recipe& r, int64_t step) { // steps count from 1
+    double lr = r.lr ? r.lr : o.lr, least = r.lr && o.lr ? o.min_lr * r.lr / o.lr : o.min_lr;
+    if (step <= o.warmup) return lr * (double)step / (double)o.warmup;
+    if (o.schedule == "constant" || o.steps <= o.warmup) return lr;
     double done = (double)(step - o.warmup) / (double)(o.steps - o.warmup);
-    return o.min_lr + (o.lr - o.min_lr) * 0.5 * (1 + cos(3.14159265358979323846 * done));
+    return least + (lr - least) * 0.5 * (1 + cos(3.14159265358979323846 * done));
 }
 static bool evaluates_at(const Options& o, int64_t step) {
     for (int percent : {0, 10, 25, 50, 75, 90, 100})
@@ -210,11 +275,12 @@ static void tell_progress(const Options& o, double loss) {
          "%.1f %% of the way", top, floor, loss, 100 * (top - loss) / (top - floor));
 }
 
-static End train_arm(Trainer& run, const Arm& arm, int64_t seed) {
+// --- one arm -----------------------------------------------------------------------------------------------------
+static End train_arm(Trainer& run, const Arm& arm, const std::vector<RecipeStage>& stages, const Dump& dump, int64_t seed) {
     const Options& o = run.o;
     int B = o.batch_size, T = run.T(), N = B * T;
     GPT g;
-    allocate(g, run.config, Use::training, B, T);
+    allocate(g, run.config, Use::training, B, T, stages);
     start_weights(g, o, seed);
     Batches batches(*run.data.train, B, T, o.order == "shuffled", seed), val(*run.data.val, B, T, false, seed);
     int64_t tokens_per_step = (int64_t)N * o.grad_accum;
@@ -224,20 +290,32 @@ static End train_arm(Trainer& run, const Arm& arm, int64_t seed) {
         run.log.eval(arm.text, seed, step, step * tokens_per_step, val_loss);
         note("step %lld: validation loss %.4f", (long long)step, val_loss);
     };
+    for (auto& s : stages) note("%s", stage_text(s, linear_names(g.config.layers)).c_str());
     evaluate(0);
     int64_t step = 1;
     End end = End::done;
     for (; step <= o.steps && end == End::done; step++) {
         Stopwatch watch;
-        double loss = 0, lr = learning_rate(o, step);
+        if (g.stage + 1 < (int)stages.size() && stages[g.stage + 1].from == step) set_stage(g, g.stage + 1);
+        const Recipe& recipe = stages[g.stage].recipe;
+        bool measures = o.stats_every && (step - 1) % o.stats_every == 0;
+        TensorRows rows;
+        if (measures) watch_stats(g, rows);
+        if (dump.step == step)
+            watch_dump(g, dump, run.log.dir + "/" + safe_name(arm.text) + format("-s%lld-", (long long)seed) +
+                       safe_name(dump.layer + "." + dump.operand) + format("-%06lld.safetensors", (long long)step));
+        double loss = 0, lr = learning_rate(o, recipe, step);
         for (int micro = 0; micro < o.grad_accum; micro++) {
+            g.pass = {true, (uint64_t)seed, (uint64_t)step, (uint64_t)micro};
             load_batch(g, batches, (uint64_t)(step - 1) * o.grad_accum + micro);
-            loss += gpt_forward(g, B, T, 1 / ((float)N * o.grad_accum)) / o.grad_accum;
+            loss += gpt_forward(g, B, T, (float)(recipe.loss_scale / ((double)N * o.grad_accum))) / o.grad_accum;
             gpt_backward(g, B, T, micro > 0);
+            if (micro == 0 && measures) write_stats(g, rows, run.log, arm.text, seed, step);
+            if (micro == 0) for_each_operand(g, [](auto&, auto, Quantizer& q) { q.watch = nullptr; });
         }
-        double norm = gradient_norm(g);
+        double norm = gradient_norm(g) / recipe.loss_scale;
         bool finite = std::isfinite(loss) && std::isfinite(norm);
-        if (finite) update(g, step, lr, o.weight_decay, o.grad_clip, norm);
+        if (finite) update(g, step, lr, o.weight_decay, o.grad_clip, norm, recipe.loss_scale);
         synchronize("update");
         run.log.step({arm.text, seed, step, o.steps, step * tokens_per_step, loss, norm, lr, watch.ms()});
         if (!finite) {
@@ -263,29 +341,18 @@ static End train_arm(Trainer& run, const Arm& arm, int64_t seed) {
     return end;
 }
 
-static Json recipes_of(const Options& o) { // resolved; refuses names and keys that no row has a use for
-    Json all(Json::Array);
-    std::vector<std::string> names;
-    for (const Recipe& r : recipes) names.push_back(r.name);
-    for (const Arm& arm : o.arms)
-        for (const Stage& stage : arm.stages) {
-            if (!find_recipe(stage.name))
-                fail_usage("--recipe %s: there is no recipe %s. hint: the nearest is %s; `./train recipes` lists them",
-                           arm.text.c_str(), stage.name.c_str(), nearest(stage.name, names).c_str());
-            if (!stage.keys.empty())
-                fail_usage("--recipe %s: recipe %s has no use for %s", arm.text.c_str(), stage.name.c_str(),
-                           stage.keys[0].first.c_str());
-            all.add(Json(Json::Object).set("arm", arm.text).set("recipe", stage.name).set("from", stage.from_step));
-        }
-    return all;
-}
-static std::vector<std::string> linear_names(int L) {
-    std::vector<std::string> names;
-    for (int l = 0; l < L; l++)
-        for (const char* name : {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"})
-            names.push_back(format("h.%d.%s", l, name));
-    names.push_back("lm_head");
-    return names;
+// --dump LAYER:OPERAND@STEP
+static Dump dump_of(const Options& o, const std::vector<std::string>& layers) {
+    if (o.dump.empty()) return {};
+    size_t colon = o.dump.find(':'), at = o.dump.find('@');
+    Dump d;
+    if (colon < at && at < o.dump.size())
+        d = {o.dump.substr(0, colon), o.dump.substr(colon + 1, at - colon - 1), atoll(o.dump.c_str() + at + 1)};
+    if (std::find(layers.begin(), layers.end(), d.layer) == layers.end() || !word_in(d.operand, "x w dy") || d.step < 1 ||
+        d.step > o.steps)
+        fail_usage("--dump %s: it takes LAYER:OPERAND@STEP with a layer such as %s, an operand of x, w, dy and a step from "
+                   "1 to --steps %lld", o.dump.c_str(), layers[0].c_str(), (long long)o.steps);
+    return d;
 }
 static Config config_of(const Options& o, int data_vocab) {
     if (o.init.empty()) return {o.layers, o.heads, o.channels, o.seq_len, o.vocab ? o.vocab : data_vocab};
@@ -300,36 +367,46 @@ static Config config_of(const Options& o, int data_vocab) {
 
 static int train_command(const Options& o) {
     std::string device = set_machine(o);
-    Json stages = recipes_of(o);
+    for (const Arm& arm : o.arms)
+        for (const Stage& s : arm.stages) resolve_stage(arm, s);
     Data data = open_data(o.data, o.val_data);
     Config config = config_of(o, std::max(data.train->vocab, data.val->vocab));
-    match_layers(o.skip, linear_names(config.layers));
+    std::vector<std::vector<RecipeStage>> stages;
+    for (const Arm& arm : o.arms) stages.push_back(stages_of(arm, o, config.layers));
+    Dump dump = dump_of(o, linear_names(config.layers));
     if (o.data == "builtin" && config.vocab < 256)
         fail("a vocabulary of %d, and --data builtin has bytes, 256 of them", config.vocab);
     data.train->vocab = data.val->vocab = config.vocab; // a token at or above is an error where it is read
     Trainer run = {o, config, std::move(data), Log(make_run_dir(o.out))};
     if (run.T() > config.seq_len) fail("--seq-len %d: the checkpoint has %d positions", run.T(), config.seq_len);
 
-    GPT shape; // planned, not allocated: for what is told before step 1
-    shape.config = config, shape.use = Use::training, shape.B = o.batch_size, shape.T = run.T();
-    shape_params(shape), plan(shape);
+    Json arms(Json::Array);
     int64_t params = 0;
-    for_each_param(shape, [&](const std::string&, Param& p) { params += p.size(); });
-    Json memory(Json::Object);
-    for (auto& [category, bytes] : shape.arena.bytes) memory.set(category, bytes);
+    size_t largest = 0;
+    for (size_t i = 0; i < o.arms.size(); i++) { // planned, not allocated: for what is told before step 1
+        GPT shape;
+        shape.config = config, shape.use = Use::training, shape.B = o.batch_size, shape.T = run.T(), shape.stages = stages[i];
+        shape_params(shape), plan(shape);
+        params = 0, largest = std::max(largest, shape.arena.used);
+        for_each_param(shape, [&](const std::string&, Param& p) { params += p.size(); });
+        Json memory(Json::Object);
+        for (auto& [category, bytes] : shape.arena.bytes) memory.set(category, bytes);
+        arms.add(Json(Json::Object).set("arm", o.arms[i].text).set("stages", stages_json(stages[i], linear_names(config.layers)))
+                     .set("emulated", true).set("memory_bytes", memory));
+    }
     run.log.describe(Json(Json::Object).set("version", version()).set("device", device)
-        .set("act", std::is_same_v<act, bf16> ? "bf16" : "fp32").set("options", settings(o)).set("stages", stages)
+        .set("act", std::is_same_v<act, bf16> ? "bf16" : "fp32").set("options", settings(o)).set("arms", arms)
         .set("config", Json(Json::Object).set("layers", config.layers).set("heads", config.heads)
             .set("channels", config.channels).set("seq_len", config.seq_len).set("vocab", config.vocab))
-        .set("parameters", params).set("memory_bytes", memory));
+        .set("parameters", params));
     note("%s. %d layers, %d heads, %d channels, %d positions, vocabulary %d: %.3f M parameters, %.2f GB. Writing to %s",
          device.c_str(), config.layers, config.heads, config.channels, config.seq_len, config.vocab, params / 1e6,
-         shape.arena.used / 1e9, run.log.dir.c_str());
+         largest / 1e9, run.log.dir.c_str());
 
     catch_signals();
     bool diverged = false;
-    for (const Arm& arm : o.arms) {
-        End end = train_arm(run, arm, o.seed);
+    for (size_t i = 0; i < o.arms.size(); i++) {
+        End end = train_arm(run, o.arms[i], stages[i], dump, o.seed);
         if (end == End::stopped) return 128 + stop_signal();
         diverged |= end == End::diverged;
     }
@@ -338,31 +415,49 @@ static int train_command(const Options& o) {
 }
 
 // --- the other commands ------------------------------------------------------------------------------------------
-static void load(GPT& g, const std::string& path, int T, int B) { // T = 0: the checkpoint's
+static void load(GPT& g, const std::string& path, int T, int B, std::vector<RecipeStage> stages = {{0, recipes[0], {}}}) { // T = 0: the checkpoint's
     Config config = read_config(path);
     if (T > config.seq_len) fail("--seq-len %d: %s has %d positions", T, path.c_str(), config.seq_len);
-    allocate(g, config, Use::inference, B, T ? T : config.seq_len);
+    allocate(g, config, Use::inference, B, T ? T : config.seq_len, stages);
     load_checkpoint(path, named_tensors(g));
     publish(g);
 }
+// Weights without scales, under a recipe with delayed ones: the first batches, in BF16, set them. Stage 0 is bf16.
+static int calibrate(GPT& g, const Batches& batches) {
+    int count = (int)std::min<uint64_t>(8, (batches.windows() + g.B - 1) / g.B);
+    for (int i = 0; i < count; i++) {
+        uint64_t first = (uint64_t)i * g.B;
+        batches.fill_windows(first, (int)std::min<uint64_t>(g.B, batches.windows() - first), g.tokens, g.targets);
+        g.pass.training = true, g.pass.micro = i;
+        gpt_forward(g, (int)std::min<uint64_t>(g.B, batches.windows() - first), g.T);
+    }
+    return count;
+}
 static int eval_command(const Options& o) {
     std::string device = set_machine(o);
-    recipes_of(o);
     auto tokens = open_tokens(o.data);
-    GPT g;
-    load(g, o.args[0], o.seq_len, o.batch_size);
-    match_layers(o.skip, linear_names(g.config.layers));
-    tokens->vocab = g.config.vocab;
-    Batches batches(*tokens, g.B, g.T, false, 0);
-    note("%s. %s: %llu windows of %d tokens", device.c_str(), tokens->name.c_str(),
-         (unsigned long long)batches.windows(), g.T);
-    for (const Arm& arm : o.arms) {
+    Config config = read_config(o.args[0]);
+    std::vector<std::vector<RecipeStage>> stages;
+    for (const Arm& arm : o.arms) stages.push_back(stages_of(arm, o, config.layers));
+    tokens->vocab = config.vocab;
+    for (size_t i = 0; i < o.arms.size(); i++) {
+        const Recipe& recipe = stages[i].back().recipe; // an arm of stages ends in the last one
+        GPT g;
+        load(g, o.args[0], o.seq_len, o.batch_size, {{0, recipes[0], {}}, stages[i].back()});
+        Batches batches(*tokens, g.B, g.T, false, 0);
+        if (i == 0)
+            note("%s. %s: %llu windows of %d tokens", device.c_str(), tokens->name.c_str(),
+                 (unsigned long long)batches.windows(), g.T);
+        int calibrated = any_delayed(recipe) ? calibrate(g, batches) : 0;
+        set_stage(g, 1);
         double loss = mean_loss(g, batches, batches.windows());
         int64_t count = (int64_t)batches.windows() * g.T;
-        result(o.json ? Json(Json::Object).set("recipe", arm.text).set("loss", loss).set("tokens", count).dump()
-                      : eval_line(arm.text, loss, count));
+        Json json = Json(Json::Object).set("recipe", o.arms[i].text).set("loss", loss).set("tokens", count);
+        std::string line = eval_line(o.arms[i].text, loss, count);
+        if (calibrated) json.set("calibrated", calibrated), line += format(" calibrated=%d", calibrated);
+        result(o.json ? json.dump() : line);
+        release(g);
     }
-    release(g);
     return 0;
 }
 static int sample_command(const Options& o) {
@@ -380,23 +475,41 @@ static int inspect_command(const Options& o) {
     return 0;
 }
 static int recipes_command(const Options& o) {
-    for (const Recipe& r : recipes)
-        result(o.json ? Json(Json::Object).set("recipe", r.name).dump()
-                      : format("%s   operands as stored (%s), FP32 accumulation", r.name,
-                               std::is_same_v<act, bf16> ? "BF16" : "FP32"));
+    std::vector<std::pair<std::string, Recipe>> all; // as asked for, or the table
+    for (auto& text : o.args)
+        for (const Arm& arm : parse_arms(text))
+            for (const Stage& s : arm.stages) all.push_back({arm.text, resolve_stage(arm, s)});
+    if (all.empty())
+        for (const Recipe& r : recipes) all.push_back({r.name, r});
+    if (!o.json) result(format("%-10s %-28s %-28s %-32s %s", "recipe", "x", "w", "dy", "other keys"));
+    for (auto& [text, r] : all) {
+        if (o.json) {
+            result(json_of(r).set("about", r.about).dump());
+            continue;
+        }
+        std::string keys;
+        for (const RecipeKey& k : recipe_keys)
+            if (std::string v = k.get(r); k.used(r) && v != k.get(Recipe{}) && !v.empty()) keys += std::string(k.name) + "=" + v + " ";
+        if (any_delayed(r)) keys = format("amax_history_len=%d amax_compute_algo=%s margin=%d ", r.amax_history_len,
+                                          algos[(int)r.amax_compute_algo], r.margin) + keys;
+        result(format("%-10s %-28s %-28s %-32s %s", r.name.c_str(), cast_text(r.x).c_str(), cast_text(r.w).c_str(),
+                      cast_text(r.dy).c_str(), keys.c_str()));
+        result(format("%-10s %s", "", r.about.c_str()));
+    }
     return 0;
 }
-// Whole training steps on random tokens, after a warm-up; the median of --steps.
+// Whole training steps on random tokens, after a warm-up; the median of --steps. Arms take turns, step by step, so that
+// what else the machine does falls on all of them.
 static int bench_command(const Options& o) {
     std::string device = set_machine(o);
-    recipes_of(o);
     Config config = {o.layers, o.heads, o.channels, o.seq_len, o.vocab ? o.vocab : 256};
-    for (const Arm& arm : o.arms) {
-        GPT g;
-        allocate(g, config, Use::training, o.batch_size, o.seq_len);
+    std::vector<GPT> models(o.arms.size());
+    std::vector<std::vector<double>> ms(o.arms.size());
+    for (size_t i = 0; i < models.size(); i++) {
+        GPT& g = models[i];
+        allocate(g, config, Use::training, o.batch_size, o.seq_len, stages_of(o.arms[i], o, config.layers));
         initialise(g, 1);
-        int N = g.B * g.T;
-        for (int n = 0; n < N; n++) {
+        for (int n = 0; n < g.B * g.T; n++) {
             g.tokens[n] = (int)(random_bits(1, n) % config.vocab);
             g.targets[n] = (int)(random_bits(2, n) % config.vocab);
         }
@@ -404,35 +517,51 @@ static int bench_command(const Options& o) {
         data->vocab = config.vocab;
         TokenIndex& x = g.index;
         x.count = Batches(*data, g.B, g.T, false, 0).index(g.tokens, x.distinct, x.first, x.positions);
-        std::vector<double> ms;
-        for (int64_t step = -2; step <= o.steps; step++) {
-            if (step == 1) machine.costs.clear();
+    }
+    int N = o.batch_size * o.seq_len;
+    for (int64_t step = -2; step <= o.steps; step++) {
+        if (step == 1) machine.costs.clear();
+        for (size_t i = 0; i < models.size(); i++) {
+            GPT& g = models[i];
+            set_stage(g, g.stage);
             Stopwatch watch;
             for (int micro = 0; micro < o.grad_accum; micro++) {
+                g.pass = {true, 1, (uint64_t)(step + 3), (uint64_t)micro};
                 gpt_forward(g, g.B, g.T, 1 / ((float)N * o.grad_accum));
                 gpt_backward(g, g.B, g.T, micro > 0);
             }
             update(g, step + 3, 1e-4, 0.1, 1, gradient_norm(g));
             synchronize("update");
-            if (step >= 1) ms.push_back(watch.ms());
+            if (step >= 1) ms[i].push_back(watch.ms());
         }
-        std::nth_element(ms.begin(), ms.begin() + ms.size() / 2, ms.end());
-        double median = ms[ms.size() / 2], rate = (double)N * o.grad_accum / median * 1e3, params = 0;
+    }
+    auto median = [](std::vector<double> v) {
+        std::nth_element(v.begin(), v.begin() + v.size() / 2, v.end());
+        return v[v.size() / 2];
+    };
+    for (size_t i = 0; i < models.size(); i++) {
+        GPT& g = models[i];
+        std::vector<double> ratios;
+        for (size_t k = 0; k < ms[i].size(); k++) ratios.push_back(ms[i][k] / ms[0][k]);
+        double step_ms = median(ms[i]), rate = (double)N * o.grad_accum / step_ms * 1e3, params = 0;
         for_each_param(g, [&](const std::string&, Param& p) { params += p.size(); });
         double flops = (6 * params + 6.0 * config.layers * config.channels * g.T) * rate; // as llm.c counts
         rusage usage;
         getrusage(RUSAGE_SELF, &usage);
+        const std::string& name = o.arms[i].text;
         if (o.json)
-            result(Json(Json::Object).set("recipe", arm.text).set("model", o.model).set("device", device)
-                .set("ms_per_step", median).set("tokens_per_second", rate).set("tflops", flops / 1e12)
+            result(Json(Json::Object).set("recipe", name).set("model", o.model).set("device", device)
+                .set("ms_per_step", step_ms).set("tokens_per_second", rate).set("tflops", flops / 1e12)
+                .set("of_first", median(ratios)).set("arena_mb", g.arena.used / 1e6)
                 .set("peak_rss_mb", usage.ru_maxrss / 1024.0).dump());
         else
-            result(format("bench recipe=%s model=%s batch=%d seq_len=%d ms/step=%.2f tok/s=%.0f GFLOP/s=%.1f "
-                          "peak_MB=%.0f", arm.text.c_str(), o.model.c_str(), g.B, g.T, median, rate, flops / 1e9,
-                          usage.ru_maxrss / 1024.0));
+            result(format("bench recipe=%s model=%s batch=%d seq_len=%d ms/step=%.2f tok/s=%.0f GFLOP/s=%.1f of_first=%.3f "
+                          "arena_MB=%.0f peak_MB=%.0f", name.c_str(), o.model.c_str(), g.B, g.T, step_ms, rate, flops / 1e9,
+                          median(ratios), g.arena.used / 1e6, usage.ru_maxrss / 1024.0));
         release(g);
     }
-    note("%s; median of %lld steps", device.c_str(), (long long)o.steps);
+    note("%s; median of %lld steps; of_first: of step times against the first recipe's, which took turns", device.c_str(),
+         (long long)o.steps);
     if (machine.profile) print_profile();
     return 0;
 }

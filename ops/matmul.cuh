@@ -1,10 +1,14 @@
 // out = a b^T, the one product that fprop, dgrad and wgrad are all made of: both operands are read as (rows, K) and
-// contracted along K; which of them is stored transposed is a matter of its strides. The definition is the row
-// function below. It sums in "pair order": for k = 0, 2, 4, .. acc = fma(a[k], b[k], fma(a[k+1], b[k+1], acc)), the odd
-// element first, because that is what a BF16 dot-product instruction does. The packed CPU kernels (matmul_cpu.cpp) are
-// its fast twins: bit-equal but for AMX, whose bound is derived there.
+// contracted along K; which of them is stored transposed is a matter of its strides. Operands are BF16, FP32, or codes
+// with scales. The definition is the row function below. It sums in "pair order": for k = 0, 2, 4, .. acc = fma(a[k],
+// b[k], fma(a[k+1], b[k+1], acc)), the odd element first, because that is what a BF16 dot-product instruction does. The
+// packed CPU kernels (matmul_cpu.cpp) are its fast twins: bit-equal but for AMX, whose bound is derived there.
+//
+// Scales of blocks are applied to elements, which BF16 then holds exactly (fp8.cuh, section 6); scales of a whole tensor
+// to the finished sum: out = ((sum * scale_inv_a) * scale_inv_b) + bias, and for two NVFP4 operands, whose tensor scales
+// are amaxes, sum * (amax_a * amax_b / (36 * 448^2)).
 #pragma once
-#include "ops/lanes.cuh"
+#include "fp8.cuh"
 #include "ops/matmul_cpu.h"
 
 template <class T> constexpr Elem elem = Elem::f32;
@@ -13,9 +17,49 @@ template <> constexpr Elem elem<bf16> = Elem::bf16;
 template <class T> Operand rows_of(const T* data, size_t ld) { return {data, elem<T>, true, ld}; }
 template <class T> Operand columns_of(const T* data, size_t ld) { return {data, elem<T>, false, ld}; }
 
+HD INLINE Format format_of(Elem e) {
+    return e == Elem::e4m3 ? E4M3 : e == Elem::e5m2 ? E5M2 : e == Elem::e3m2 ? E3M2 : e == Elem::e2m3 ? E2M3
+         : e == Elem::e2m1 ? E2M1 : e == Elem::e8m0 ? E8M0 : e == Elem::bf16 ? BF16 : FP32;
+}
+inline Elem elem_of(Format f) {
+    for (int e = 0; e <= (int)Elem::e8m0; e++)
+        if (format_of((Elem)e) == f) return (Elem)e;
+    fail("%s: no GEMM takes it", f.name);
+}
+// The values of all codes, for the CPU's kernel, which looks them up.
+struct CodeValues {
+    alignas(64) uint16_t bf16s[256];
+    alignas(64) float floats[256];
+};
+inline const CodeValues& values_of(Elem e) {
+    static const auto tables = [] {
+        static CodeValues t[(int)Elem::e8m0 + 1];
+        for (int e = (int)Elem::e4m3; e <= (int)Elem::e8m0; e++)
+            for (uint32_t c = 0; c < 1u << format_of((Elem)e).bits(); c++)
+                t[e].floats[c] = decode(format_of((Elem)e), c), t[e].bf16s[c] = bf16(t[e].floats[c]).bits;
+        return t;
+    }();
+    return tables[(int)e];
+}
+// Codes of f, ld from one row to the next; along_rows: contracted along its rows' elements.
+inline Operand codes_of(const uint8_t* codes, Format f, bool along_rows, size_t ld) {
+    Operand o = {codes, elem_of(f), along_rows, ld};
+    o.values = values_of(o.elem).bf16s;
+    return o;
+}
+
+HD INLINE float block_scale(const Operand& o, size_t row, size_t k) {
+    size_t i = row / o.scale_rows * o.ld_scales + k / o.block;
+    if (o.scale_elem == Elem::f32) return ((const float*)o.scales)[i];
+    return decode(format_of(o.scale_elem), ((const uint8_t*)o.scales)[i]);
+}
 HD INLINE real fetch(const Operand& o, size_t row, size_t k) {
     size_t i = o.k_contiguous ? row * o.ld + k : k * o.ld + row;
-    return o.elem == Elem::bf16 ? (real)((const bf16*)o.data)[i] : ((const real*)o.data)[i];
+    if (o.elem == Elem::bf16) return (real)((const bf16*)o.data)[i];
+    if (o.elem == Elem::f32) return ((const real*)o.data)[i];
+    const uint8_t* codes = (const uint8_t*)o.data;
+    float v = decode(format_of(o.elem), o.elem == Elem::e2m1 ? codes[i / 2] >> i % 2 * 4 & 15 : codes[i]);
+    return o.scales ? v * block_scale(o, row, k) : v;
 }
 // sum over k < K of a(k) b(k) in pair order
 template <class A, class B> HD INLINE real dot_in_pairs(int K, A a, B b) {
@@ -24,11 +68,41 @@ template <class A, class B> HD INLINE real dot_in_pairs(int K, A a, B b) {
     for (; k + 2 <= K; k += 2) acc = fma_(a(k), b(k), fma_(a(k + 1), b(k + 1), acc));
     return k < K ? fma_(a(k), b(k), acc) : acc;
 }
-HD inline void matmul_row(Lanes g, Gemm s, size_t m) {
+// The same with a narrow accumulator, as in tensor cores that keep fewer bits (DeepSeek-V3, section 3.3.2, measured 14
+// on Hopper): products are exact, each sum is cut to mbits bits below its leading one, towards zero; after every
+// `interval` products it moves to an FP32 sum.
+template <class A, class B> HD INLINE real dot_narrow(int K, A a, B b, int mbits, int interval) {
+    real sum = 0;
+    float acc = 0;
+    for (int k = 0; k < K; k++) {
+        acc = bits_as<float>(bits_as<uint32_t>(fmaf((float)a(k), (float)b(k), acc)) & ~0u << (23 - mbits));
+        if ((k + 1) % interval == 0 || k + 1 == K) sum += acc, acc = 0;
+    }
+    return sum;
+}
+// What all of an operand is multiplied by: scale_inv, or for NVFP4 amax / 2688.
+HD INLINE float factor_of(const Operand& o) {
+    if (!o.factor) return 1;
+    return o.scale_elem == Elem::e4m3 ? *o.factor * (1 / (E4M3.max * E2M1.max)) : *o.factor;
+}
+struct Factors { float a, b; };
+HD INLINE Factors factors_of(const Gemm& s) {
+    float nvfp4 = E4M3.max * E2M1.max;
+    if (s.a.factor && s.b.factor && s.a.scale_elem == Elem::e4m3 && s.b.scale_elem == Elem::e4m3)
+        return {*s.a.factor * *s.b.factor / (nvfp4 * nvfp4), 1};
+    return {s.scale_a * factor_of(s.a), s.scale_b * factor_of(s.b)};
+}
+struct Narrow { int mbits, interval; }; // of the accumulator; 0: FP32
+inline Narrow narrow = {0, 0};
+
+HD inline void matmul_row(Lanes g, Gemm s, Narrow narrow, size_t m) {
+    Factors f = factors_of(s);
     g.each(s.N, [=](int n) {
-        real acc = dot_in_pairs(s.K, [&](int k) { return fetch(s.a, m, k); }, [&](int k) { return fetch(s.b, n, k); });
+        auto a = [&](int k) { return fetch(s.a, m, k); };
+        auto b = [&](int k) { return fetch(s.b, n, k); };
+        real acc = narrow.mbits ? dot_narrow(s.K, a, b, narrow.mbits, narrow.interval) : dot_in_pairs(s.K, a, b);
         size_t at = m * s.ld_out + n;
-        acc = acc * s.scale_a * s.scale_b;
+        acc = acc * f.a * f.b;
         if (s.out_elem == Elem::bf16) {
             if (s.bias) acc += (real)((const bf16*)s.bias)[n];
             bf16* out = (bf16*)s.out;
@@ -41,16 +115,19 @@ HD inline void matmul_row(Lanes g, Gemm s, size_t m) {
     });
 }
 // The CPU's kernel, on the calling thread alone when a parallel loop is already running.
-inline void matmul_here(const Gemm& s) {
+inline void matmul_here(Gemm s) {
+    Factors f = factors_of(s);
+    s.scale_a = f.a, s.scale_b = f.b;
     matmul_cpu(s, machine.kernels == Kernels::fast ? CpuKernel::fast : CpuKernel::portable);
 }
 // name: fprop, dgrad or wgrad, for --profile. Shapes and strides are the Gemm's; no dimension needs to divide anything.
 inline void matmul(const char* name, const Gemm& s) {
-    auto size = [](Elem e) { return e == Elem::bf16 ? 2.0 : 4.0; };
+    auto size = [](Elem e) { return format_of(e).bits() / 8.0; };
     double M = s.M, N = s.N, K = s.K, flops = 2 * M * N * K;
     double bytes = M * K * size(s.a.elem) + N * K * size(s.b.elem) + M * N * size(s.out_elem) * (s.accumulate ? 2 : 1);
+    Narrow n = narrow;
     if (machine.gpu || machine.kernels == Kernels::reference)
-        for_rows(name, bytes, s.M, [=] HD(Lanes g, int m) { matmul_row(g, s, m); }, flops);
+        for_rows(name, bytes, s.M, [=] HD(Lanes g, int m) { matmul_row(g, s, n, m); }, flops);
     else
         profiled(name, bytes, flops, [&] { matmul_here(s); });
 }

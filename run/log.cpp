@@ -18,7 +18,7 @@
 
 std::string make_run_dir(const std::string& out) {
     std::error_code error;
-    for (const char* name : {"run.json", "steps.csv", "evals.csv"})
+    for (const char* name : {"run.json", "steps.csv", "evals.csv", "tensors.csv"})
         if (!out.empty() && std::filesystem::exists(out + "/" + name, error))
             fail("--out %s: a run is there already (it has a %s). hint: choose another --out DIR", out.c_str(), name);
     std::string dir = out.empty() ? "runs" : out;
@@ -89,7 +89,9 @@ void Csv::flush() {
 
 Log::Log(const std::string& dir)
     : dir(dir), steps(dir + "/steps.csv", "recipe,seed,step,tokens,loss,grad_norm,lr,ms"),
-      evals(dir + "/evals.csv", "recipe,seed,step,tokens,loss") {}
+      evals(dir + "/evals.csv", "recipe,seed,step,tokens,loss"),
+      tensors(dir + "/tensors.csv",
+              "recipe,seed,step,layer,operand,format,amax,scale,underflow,saturation,sqnr_db,bias") {}
 void Log::describe(const Json& run) { write_file(dir + "/run.json", run.dump(2) + "\n"); }
 void Log::step(const Step& s) {
     auto text = [](int64_t v) { return std::to_string(v); };

@@ -55,7 +55,7 @@ struct Step {           // a row of steps.csv, and the length of the run
 // The tables of a run, in an existing directory.
 struct Log {
     std::string dir;
-    Csv steps, evals;
+    Csv steps, evals, tensors;
     explicit Log(const std::string& dir);
     void describe(const Json& run); // run.json, before step 1
     void step(const Step& s);       // a row, and show_progress(s)

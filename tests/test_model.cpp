@@ -107,7 +107,7 @@ TEST_CASE(
         });
         size_t N = 14, C = 33;
         auto add = [&](act* x, size_t n) { all.push_back({(char*)x, n * sizeof(act)}); };
-        for (Block& b : g.blocks) {
+        for (TransformerBlock& b : g.blocks) {
             if (use == Use::inference && &b != &g.blocks[0]) continue; // they share one set
             for (act* x : {b.ln1, b.att, b.mid, b.ln2, b.out}) add(x, N * C);
             add(b.qkv, N * 3 * C), add(b.fc, N * 4 * C), add(b.gelu, N * 4 * C);

@@ -1,0 +1,129 @@
+// What casts do to the operands of linears: the rows of tensors.csv, and --dump. Both watch quantize(): they are called
+// when source and copies of an operand are there at the same time, which under a recipe is the only moment.
+#pragma once
+#include "model.cuh"
+#include "run/log.h"
+#include "run/safetensors.h"
+
+// --- measuring one -----------------------------------------------------------------------------------------------
+struct TensorStats {
+    double amax, scale;           // before scaling; the scale of the cast, NaN where blocks have theirs
+    double underflow, saturation; // % of elements that became zero; that lay beyond the format's max
+    double sqnr_db, bias;         // 20 log10(|x| / |x - q|); 100 sum(q - x) / sum|x|
+};
+// What an element of the copy was multiplied by.
+HD INLINE float multiplier_of(const Operand& o, const Copy::Factors* f, size_t row, size_t k) {
+    if (!o.scales) return f->scale;
+    float s = block_scale(o, row, k);
+    if (o.scale_elem != Elem::e4m3) return 1 / s;
+    float m = 1 / (s * (1 / nvfp4_encode_scale(f->amax)));
+    return m < FLT_MAX ? m : FLT_MAX;
+}
+// Of the copy along cols, or along rows where that is the only one. scratch: measure_scratch(R, C) of that copy.
+inline TensorStats measure(const Tensor& t, float* scratch) {
+    Quantizer& q = *t.quantizer;
+    Along along = q.needs(Along::cols, true) ? Along::cols : Along::rows;
+    bool cols = along == Along::cols;
+    int R = cols ? t.rows : t.cols, C = cols ? t.cols : q.contraction(t.rows);
+    const act* data = q.transforms() && !cols ? q.transformed : t.data;
+    Operand copy = operand_of(t, along), source = cols ? rows_of(data, t.cols) : columns_of(data, t.cols);
+    const Copy::Factors* factors = q.copies[(int)along].factors;
+    float max = q.cast.elem.max, *sums = scratch, *rows = scratch + (size_t)SUMS * R;
+    for (int first = 0; first < R; first += MEASURED_ROWS) {
+        int count = R - first < MEASURED_ROWS ? R - first : MEASURED_ROWS;
+        for_rows("measure", 2.0 * count * C * sizeof(act), count, [=] HD(Lanes g, int i) {
+            size_t r = first + i;
+            float *x = rows + 3 * (size_t)i * C, *q = x + C, *scaled = q + C, *out = sums + r * SUMS;
+            float factor = factor_of(copy);
+            g.each(C, [=](int k) {
+                x[k] = (float)fetch(source, r, k), q[k] = (float)fetch(copy, r, k) * factor;
+                scaled[k] = x[k] * multiplier_of(copy, factors, r, k);
+            });
+            g.sync();
+            auto square = [](real a) { return a * a; };
+            float s[SUMS] = {
+                (float)g.sum(C, [](real x) { return (real)(x != 0); }, x), (float)g.sum(C, [](real q) { return (real)(q != 0); }, q),
+                (float)g.sum(C, [=](real y) { return (real)(y > max || y < -max); }, scaled),
+                (float)g.sum(C, square, x), (float)g.sum(C, [=](real x, real q) { return square(x - q); }, x, q),
+                (float)g.sum(C, [](real x, real q) { return q - x; }, x, q), (float)g.sum(C, Magnitude(), x),
+                (float)g.max(C, Magnitude(), x)};
+            for (int k = 0; k < SUMS && g.first(); k++) out[k] = s[k];
+        });
+    }
+    synchronize("measure");
+    double total[SUMS] = {}, count = (double)R * C;
+    for (int r = 0; r < R; r++)
+        for (int k = 0; k < SUMS; k++)
+            if (double v = sums[(size_t)r * SUMS + k]; k < SUMS - 1) total[k] += v;
+            else total[k] = std::max(total[k], v);
+    auto percent = [](double part, double whole) { return whole ? 100 * part / whole : 0; };
+    return {.amax = total[7], .scale = is_per_tensor(q.cast) ? factors->scale : NAN,
+            .underflow = percent(total[0] - total[1], count), .saturation = percent(total[2], count),
+            .sqnr_db = 10 * log10(total[3] / total[4]), .bias = percent(total[5], total[6])};
+}
+
+// --- watching all of them ----------------------------------------------------------------------------------------
+inline const char* const operand_names[] = {"x", "w", "dy"};
+template <class F> void for_each_operand(GPT& g, F f) { // f(layer, operand, Quantizer)
+    for_each_linear(g, [&](const std::string& name, Linear& l) {
+        Quantizer* q[] = {&l.x, &l.w, &l.dy};
+        for (int i = 0; i < 3; i++) f(name, operand_names[i], *q[i]);
+    });
+}
+// The copy of every operand that this microbatch casts becomes a row of tensors.csv; write_stats() writes them.
+using TensorRows = std::map<std::pair<std::string, std::string>, std::vector<std::string>>;
+inline void watch_stats(GPT& g, TensorRows& rows) {
+    for_each_operand(g, [&](const std::string& layer, const char* operand, Quantizer& q) {
+        q.watch = [&g, &rows, key = std::pair(layer, std::string(operand))](const Tensor& t) {
+            const Quantizer& q = *t.quantizer;
+            if (!q.needs(Along::cols, true) && !q.needs(Along::rows, true)) {
+                rows[key] = {BF16.name, "", "", "", "", "", ""};
+                return;
+            }
+            TensorStats s = measure(t, g.measured);
+            rows[key] = {q.cast.elem.name, number(s.amax), std::isnan(s.scale) ? "" : number(s.scale), number(s.underflow),
+                         number(s.saturation), number(s.sqnr_db), number(s.bias)};
+        };
+    });
+}
+inline void write_stats(GPT& g, TensorRows& rows, Log& log, const std::string& arm, int64_t seed, int64_t step) {
+    for_each_operand(g, [&](const std::string& layer, const char* operand, Quantizer&) {
+        std::vector<std::string> row = {arm, std::to_string(seed), std::to_string(step), layer, operand};
+        auto& cells = rows[{layer, operand}];
+        row.insert(row.end(), cells.begin(), cells.end());
+        log.tensors.row(row);
+    });
+    log.tensors.flush();
+}
+// --dump LAYER:OPERAND@STEP: the operand, its codes and scales, in a safetensors file.
+struct Dump { std::string layer, operand; int64_t step = 0; };
+inline void watch_dump(GPT& g, const Dump& d, const std::string& path) {
+    for_each_operand(g, [&](const std::string& layer, const char* operand, Quantizer& q) {
+        if (layer != d.layer || operand != d.operand) return;
+        q.watch = [watch = q.watch, path](const Tensor& t) {
+            if (watch) watch(t);
+            synchronize("dump");
+            Quantizer& q = *t.quantizer;
+            auto shape = [](int64_t rows, int64_t cols) { return std::vector<int64_t>{rows, cols}; };
+            std::vector<TensorOut> tensors = {
+                {"source", std::is_same_v<act, bf16> ? "BF16" : "F32", shape(t.rows, t.cols), t.data}};
+            TextMap text = {{"format", q.cast.elem.name}, {"scaling", kind_of(q.cast).name}};
+            for (Along k : {Along::cols, Along::rows}) {
+                if (!q.needs(k, true)) continue;
+                std::string end = k == Along::cols ? "" : "_along_rows";
+                Copy& c = q.copies[(int)k];
+                int64_t O = k == Along::cols ? t.rows : t.cols, K = k == Along::cols ? t.cols : q.contraction(t.rows);
+                CopyBytes bytes = q.bytes(k, t.rows, t.cols);
+                tensors.push_back({"codes" + end, "U8", shape(O, code_bytes(q.cast.elem, K)), c.codes});
+                bool floats = kind_of(q.cast).scales == Elem::f32;
+                int64_t KB = q.cast.block.cols ? blocks(K, q.cast.block.cols) : 1;
+                if (bytes.scales)
+                    tensors.push_back({"scales" + end, floats ? "F32" : "U8",
+                                       shape((int64_t)bytes.scales / (floats ? 4 : 1) / KB, KB), c.scales});
+                if (is_per_tensor(q.cast)) tensors.push_back({"scale_inv" + end, "F32", {1}, &c.factors->scale_inv});
+                if (q.cast.scaling == Scaling::nvfp4) tensors.push_back({"amax" + end, "F32", {1}, &c.factors->amax});
+            }
+            write_safetensors(path, tensors, text);
+        };
+    });
+}
