@@ -109,44 +109,44 @@ template <Elem E> FLAT void run_f32(V16& v, const Operand& o, size_t at, int n, 
     }
 }
 
-// Codes: 32 of them at once, by table. The tables are the halves or quarters of Operand::values.
+// Codes: 32 of them at once. Where there is AVX-512 (WIDE) the table lies in registers, and what looks its halves or
+// quarters up is not left to the compilers, which take 7 instructions to widen bytes and 100 for a variable shuffle.
 template <int BITS> struct Table { H32 t[BITS == 8 ? 4 : BITS == 6 ? 2 : 1]; };
 template <int BITS> FLAT void load_table(Table<BITS>& t, const uint16_t* values) {
     memcpy(&t, values, BITS == 4 ? 32 : sizeof(t));
     if (BITS == 4) memcpy((char*)&t + 32, values, 32); // twice, so that bit 4 of an index does not matter
 }
-FLAT void look_up(H32& v, const H32& lo, const H32& hi, const H32& index) { // the other bits of index do not matter
-#ifdef __clang__
-    for (int i = 0; i < 32; i++) v[i] = index[i] & 32 ? hi[index[i] & 31] : lo[index[i] & 31];
-#else
-    v = __builtin_shuffle(lo, hi, index);
-#endif
-}
-template <int BITS> using Bytes = std::conditional_t<BITS == 4, B16, B32>;                     // 32 codes
-template <bool WIDE, class V, class Narrow> FLAT void widen_bytes(V& v, const Narrow& bytes) { // WIDE: has AVX-512
+template <int BITS> using Bytes = std::conditional_t<BITS == 4, B16, B32>; // 32 codes
+template <bool WIDE, int BITS>
+FLAT void decode(H32& v, const Bytes<BITS>& codes, const Table<BITS>& table, const uint16_t* values) {
 #ifdef __x86_64__
-    if constexpr (WIDE) { // for which GCC takes seven instructions
-        if constexpr (std::is_same_v<V, H32>) asm("vpmovzxbw %1, %0" : "=v"(v) : "vm"(bytes));
-        else asm("vpmovzxbd %1, %0" : "=v"(v) : "vm"(bytes));
-        return;
-    }
-#endif
-    v = __builtin_convertvector(bytes, V);
-}
-template <bool WIDE, int BITS> FLAT void decode(H32& v, const Bytes<BITS>& codes, const Table<BITS>& t) {
-    if constexpr (BITS == 4) {
-        V16 both;
-        widen_bytes<WIDE>(both, codes);
-        look_up(v, t.t[0], t.t[0], (H32)(both | both << 12));
-    } else {
-        H32 c;
-        widen_bytes<WIDE>(c, codes);
-        look_up(v, t.t[0], t.t[1], c);
-        if constexpr (BITS == 8) {
-            H32 upper;
-            look_up(upper, t.t[2], t.t[3], c);
+    auto look_up =
+        [](H32 & index, const H32& lo, const H32& hi) __attribute__((always_inline)) { // its upper bits: ignored
+        asm("vpermi2w %2, %1, %0" : "+v"(index) : "v"(lo), "v"(hi));
+    };
+    const auto& t = table.t;
+    if constexpr (WIDE && BITS == 4) {
+        V16 pairs;
+        asm("vpmovzxbd %1, %0" : "=v"(pairs) : "vm"(codes));
+        v = (H32)(pairs | pairs << 12);
+        asm("vpermw %1, %0, %0" : "+v"(v) : "v"(t[0]));
+    } else if constexpr (WIDE) {
+        asm("vpmovzxbw %1, %0" : "=v"(v) : "vm"(codes));
+        if constexpr (BITS == 6) {
+            look_up(v, t[0], t[1]);
+        } else {
+            const H32 c = v;
+            H32 upper = v;
+            look_up(v, t[0], t[1]), look_up(upper, t[2], t[3]);
             v = ((c & 64) != 0 ? upper : v) | (c & 128) << 8;
         }
+    }
+#endif
+    if constexpr (!WIDE) {
+        uint16_t h[32];
+        for (int i = 0; i < 32; i++)
+            h[i] = values[BITS == 4 ? codes[i / 2] >> i % 2 * 4 & 15 : codes[i] & ((1 << BITS) - 1)];
+        memcpy(&v, h, sizeof(v));
     }
 }
 // v times a scale for each pair, cut off (lost collects what is, most often nothing) or rounded.
@@ -182,7 +182,7 @@ FLAT void fetch(V16 (&x)[16], const Operand& o, size_t r, size_t k, int n, int n
 }
 
 // The same of codes. Of a ragged chunk codes and scales are copied first, so that 16 whole lines may be read.
-template <bool PAIRS, int BITS, class Scale, bool ROUND, bool K_CONTIGUOUS>
+template <bool PAIRS, bool WIDE, int BITS, class Scale, bool ROUND, bool K_CONTIGUOUS>
 FLAT void fetch_codes(V16 (&x)[16], V16& lost, const Operand& o, const Table<BITS>& table, size_t r, size_t k, int n,
                       int nk, bool minus) {
     constexpr bool SCALED = !std::is_void_v<Scale>;
@@ -227,7 +227,7 @@ FLAT void fetch_codes(V16 (&x)[16], V16& lost, const Operand& o, const Table<BIT
                                             25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
         }
         H32 v;
-        decode<PAIRS, BITS>(v, codes, table);
+        decode<WIDE, BITS>(v, codes, table, o.values);
         if constexpr (SCALED) {
             constexpr V16 SECOND = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
             const F16 lo = factor(i * scale_step) - F16{}, hi = factor(i * scale_step + half) - F16{};
@@ -284,7 +284,7 @@ template <bool PAIRS, Elem E, bool K_CONTIGUOUS> FLAT void pack_as(const Rows& p
         });
 }
 // False if products were cut off that should have been rounded.
-template <bool PAIRS, int BITS, class Scale, bool ROUND, bool K_CONTIGUOUS>
+template <bool PAIRS, bool WIDE, int BITS, class Scale, bool ROUND, bool K_CONTIGUOUS>
 FLAT bool pack_codes(const Rows& p, const Operand& o) {
     Table<BITS> table;
     V16 lost{};
@@ -292,29 +292,30 @@ FLAT bool pack_codes(const Rows& p, const Operand& o) {
     pack_with<PAIRS, K_CONTIGUOUS>(
         p.to, p.is_b, p.r0, p.rows, p.K, p.k0,
         p.chunks, [&](V16(&x)[16], size_t r, size_t k, int n, int nk) __attribute__((always_inline)) {
-            fetch_codes<PAIRS, BITS, Scale, ROUND, K_CONTIGUOUS>(x, lost, o, table, r, k, n, nk, p.is_b);
+            fetch_codes<PAIRS, WIDE, BITS, Scale, ROUND, K_CONTIGUOUS>(x, lost, o, table, r, k, n, nk, p.is_b);
         });
     uint32_t any = 0;
     for (int i = 0; i < 16; i++) any |= lost[i];
     return !(any & 0xffff);
 }
-template <bool PAIRS, int BITS> FLAT void pack_bits(const Rows& p, const Operand& o) {
+template <bool PAIRS, bool WIDE, int BITS> FLAT void pack_bits(const Rows& p, const Operand& o) {
     if (o.scales && o.scale_elem == Elem::f32) {
-        pack_codes<PAIRS, BITS, float, true, true>(p, o);
+        pack_codes<PAIRS, WIDE, BITS, float, true, true>(p, o);
     } else if (o.scales) {
-        if (!pack_codes<PAIRS, BITS, uint8_t, false, true>(p, o)) pack_codes<PAIRS, BITS, uint8_t, true, true>(p, o);
+        if (!pack_codes<PAIRS, WIDE, BITS, uint8_t, false, true>(p, o))
+            pack_codes<PAIRS, WIDE, BITS, uint8_t, true, true>(p, o);
     } else if (o.k_contiguous || BITS == 4) {
-        pack_codes<PAIRS, BITS, void, false, true>(p, o);
+        pack_codes<PAIRS, WIDE, BITS, void, false, true>(p, o);
     } else {
-        pack_codes<PAIRS, BITS, void, false, BITS == 4>(p, o);
+        pack_codes<PAIRS, WIDE, BITS, void, false, BITS == 4>(p, o);
     }
 }
-template <bool PAIRS> FLAT void pack(const Rows& p, const Operand& o) {
+template <bool PAIRS, bool WIDE> FLAT void pack(const Rows& p, const Operand& o) {
     if (o.elem == Elem::bf16)
         o.k_contiguous ? pack_as<PAIRS, Elem::bf16, true>(p, o) : pack_as<PAIRS, Elem::bf16, false>(p, o);
-    else if (o.elem == Elem::e4m3 || o.elem == Elem::e5m2) pack_bits<PAIRS, 8>(p, o);
-    else if (o.elem == Elem::e3m2 || o.elem == Elem::e2m3) pack_bits<PAIRS, 6>(p, o);
-    else if (o.elem == Elem::e2m1) pack_bits<PAIRS, 4>(p, o);
+    else if (o.elem == Elem::e4m3 || o.elem == Elem::e5m2) pack_bits<PAIRS, WIDE, 8>(p, o);
+    else if (o.elem == Elem::e3m2 || o.elem == Elem::e2m3) pack_bits<PAIRS, WIDE, 6>(p, o);
+    else if (o.elem == Elem::e2m1) pack_bits<PAIRS, WIDE, 4>(p, o);
     else if constexpr (!PAIRS)
         o.k_contiguous ? pack_as<false, Elem::f32, true>(p, o) : pack_as<false, Elem::f32, false>(p, o);
 }
@@ -557,15 +558,15 @@ FLAT void tile(const Gemm& g, const Plan& p, Workspace& w, int64_t index) {
     }
 }
 using Tile = void(const Gemm&, const Plan&, Workspace&, int64_t index);
-static void pack_plain(const Rows& p, const Operand& o) { pack<false>(p, o); }
+static void pack_plain(const Rows& p, const Operand& o) { pack<false, false>(p, o); }
 static void tile_plain(const Gemm& g, const Plan& p, Workspace& w, int64_t i) {
     tile<multiply_plain, pack_plain, false>(g, p, w, i);
 }
 #ifdef __x86_64__
 #define AVX512 "avx512f,avx512bw,avx512vl,avx512dq"
-TARGET("avx2,fma") static void pack_avx2(const Rows& p, const Operand& o) { pack<false>(p, o); }
-TARGET(AVX512) static void pack_avx512(const Rows& p, const Operand& o) { pack<false>(p, o); }
-TARGET(AVX512) static void pack_pairs(const Rows& p, const Operand& o) { pack<true>(p, o); }
+TARGET("avx2,fma") static void pack_avx2(const Rows& p, const Operand& o) { pack<false, false>(p, o); }
+TARGET(AVX512) static void pack_avx512(const Rows& p, const Operand& o) { pack<false, true>(p, o); }
+TARGET(AVX512) static void pack_pairs(const Rows& p, const Operand& o) { pack<true, true>(p, o); }
 TARGET("avx2,fma") static void tile_avx2(const Gemm& g, const Plan& p, Workspace& w, int64_t i) {
     tile<multiply_avx2, pack_avx2, false>(g, p, w, i);
 }

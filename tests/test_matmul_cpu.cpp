@@ -301,8 +301,8 @@ template <class Visit> void visit_codes(Random& r, int count, Visit visit) {
             for (int i = 0; i < count; i++) {
                 const bool along = how.block || code.elem == Elem::e2m1;
                 int M = sides[below(r, std::size(sides))], N = sides[below(r, std::size(sides))];
-                if (i == 0) M = 150, N = 97;
-                const int K = i == 0 ? 416 : depths[below(r, std::size(depths))];
+                if (i == 0) M = 150, N = 33;
+                const int K = i == 0 ? 288 : depths[below(r, std::size(depths))];
                 Problem p(r, M, N, K, Elem::bf16, Elem::bf16, below(r, 2) ? Elem::bf16 : Elem::f32);
                 Coded a(r, code, how, along || i % 2, M, K), b(r, code, how, along || i / 2 % 2, N, K);
                 SHOW_CODES(p, a);
@@ -472,7 +472,7 @@ TEST_CASE("matmul_cpu: a negative size or a kernel that is not there is an error
 }
 TEST_CASE("matmul_cpu: codes give the bits of the BF16 they stand for, in every format, scaling and kernel") {
     Random r(10);
-    visit_codes(r, 6, [](Problem& p, Coded& a, Coded& b) { check_codes(p, &a, &b); });
+    visit_codes(r, 5, [](Problem& p, Coded& a, Coded& b) { check_codes(p, &a, &b); });
 }
 TEST_CASE("matmul_cpu: scaled codes are rounded to nearest even where BF16 cannot hold the product") {
     // With a 1 x 1 result nothing else decides: one code times one scale times 1, from FP32's subnormals to infinity.
@@ -497,7 +497,7 @@ TEST_CASE("matmul_cpu: scaled codes are rounded to nearest even where BF16 canno
 }
 TEST_CASE("matmul_cpu: NaN and infinite codes, and NaN scales, reach their own row or column") {
     Random r(12);
-    visit_codes(r, 3, [&](Problem& p, Coded& a, Coded& b) {
+    visit_codes(r, 2, [&](Problem& p, Coded& a, Coded& b) {
         if (p.M < 3 || p.N < 3 || p.K < 1) return;
         p.scale_a = p.scale_b = 1, p.with_bias = p.accumulate = false;
         const Format f = a.code.format;
@@ -515,15 +515,18 @@ TEST_CASE("matmul_cpu: NaN and infinite codes, and NaN scales, reach their own r
         check_codes(p, &a, &b);
         auto got = p.run(CpuKernel::fast, a.operand(), b.operand());
         memcpy(p.out.map, got.data(), got.size());
+        int wrong = 0;
         for (int m = 0; m < p.M; m++)
             for (int n = 0; n < p.N; n++)
-                if (n != 2 || f != E5M2) REQUIRE(std::isnan(p.out.get(m * p.ld() + n)) == bad[m]);
+                if (n != 2 || f != E5M2) wrong += std::isnan(p.out.get(m * p.ld() + n)) != bad[m];
+        CHECK(wrong == 0);
     });
 }
 TEST_CASE("matmul_cpu: codes go with BF16, with FP32 and with other codes") {
     Random r(13);
     int other = 0;
     visit_codes(r, 3, [&](Problem& p, Coded& a, Coded& b) {
+        if (p.M > 97) return;
         check_codes(p, &a, nullptr), check_codes(p, nullptr, &b);
         Problem q(r, p.M, p.N, p.K, Elem::bf16, Elem::f32, Elem::f32),
             t(r, p.M, p.N, p.K, Elem::f32, Elem::bf16, Elem::f32);
