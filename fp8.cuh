@@ -248,6 +248,7 @@ HD INLINE size_t code_bytes(Format f, size_t K) { return f.bits() == 4 ? (K + 1)
 // unscaled x, NaN left out, in the same pass; null records nothing.
 struct TensorScale {
     static constexpr bool keep_nan = false;
+    bool powers() const { return false; }
     const float* scale; // may lie on the device
     float multiplier;
     HD INLINE void prepare() { multiplier = scale ? *scale : 1; }
@@ -263,6 +264,7 @@ void cast_tensor(uint8_t* codes, float* amax, const T* x, const float* scale, Ca
 // elements are cast as they are.
 struct MxScale {
     static constexpr bool keep_nan = true;
+    bool powers() const { return true; }
     uint8_t* scales;
     size_t KB;
     Format f;
@@ -289,6 +291,7 @@ inline void check_block(const char* name, Block b, int N) {
 // Three launches, with scale_inv for scratch: amax of each block; the cast, in pieces of 32; 1 / scale.
 struct Float8Scale {
     static constexpr bool keep_nan = true;
+    bool powers() const { return pow2; }
     Format f;
     bool pow2;
     HD INLINE float of(float amax) const {
@@ -316,6 +319,7 @@ void cast_float8(uint8_t* codes, float* scale_inv, const T* x, Cast c, bool tran
 // largest amax of a finite block; other blocks get byte 0x7f. Scratch: amax of the blocks, (blocks(O, block.rows), KB).
 struct Nvfp4Scale {
     static constexpr bool keep_nan = true;
+    bool powers() const { return false; }
     uint8_t* scales;
     size_t KB;
     const float* amax_tensor; // may lie on the device

@@ -8,6 +8,7 @@
 //   that exist.
 // - A largest amax is recorded with an integer maximum, which no order of the rows can change.
 #pragma once
+#include "ops/cast_cpu.h"
 
 HD INLINE size_t blocks(size_t n, int N) { return (n + N - 1) / N; }
 
@@ -39,8 +40,20 @@ template <class T> struct Job {
 template <const Format& F, bool SR> HD INLINE uint32_t cast_one(float y, RowKey key, uint32_t i) {
     return SR ? encode_stochastic(F, y, draw24(key, i)) : encode(F, y);
 }
-HD INLINE uint32_t larger(uint32_t amax, float x, bool keep_nan) { // amax as bits, where NaN orders above infinity
-    uint32_t m = magnitude(x) & (0u - (uint32_t)(keep_nan | (magnitude(x) <= INF_BITS)));
+// |x| as its bits, which order as |x| does: 16 of them for BF16, so that twice as many fit a vector. NaN is above
+// infinity, or 0.
+HD INLINE uint32_t magnitude_bits(float x, bool keep_nan) {
+    uint32_t m = magnitude(x);
+    return m & (0u - (uint32_t)(keep_nan | (m <= INF_BITS)));
+}
+HD INLINE uint16_t magnitude_bits(bf16 x, bool keep_nan) {
+    uint16_t m = x.bits & 0x7fff;
+    return m & (uint16_t)(0 - (keep_nan | (m <= INF_BITS >> 16)));
+}
+template <class T> using Bits = decltype(magnitude_bits(T(), true));
+template <class T> HD INLINE float from_bits(Bits<T> m) { return bits_as<float>((uint32_t)m << (32 - 8 * sizeof(T))); }
+template <class T> HD INLINE Bits<T> larger(Bits<T> amax, T x, bool keep_nan) {
+    Bits<T> m = magnitude_bits(x, keep_nan);
     return m > amax ? m : amax;
 }
 // The amaxes of W blocks, of which `count` exist, to what their elements are multiplied by; stores their scales.
@@ -83,11 +96,14 @@ HD INLINE uint32_t cast_group(const Job<T>& job, const Scale& scale, uint32_t j,
     }
     const T* p = in_place ? job.x + (size_t)j * N : gathered.v;
     for (int b = 0; b < G; b++) {
-        amax[b] = 0;
-        if (job.known) continue;
-        for (int k = 0; k < N; k++) amax[b] = larger(amax[b], (float)p[b * N + k], Scale::keep_nan);
+        Bits<T> a = 0;
+        for (int k = 0; k < (job.known ? 0 : N); k++) a = larger(a, p[b * N + k], Scale::keep_nan);
+        amax[b] = bits_as<uint32_t>(from_bits<T>(a));
     }
     uint32_t largest = scale_blocks<G>(m, amax, o, kb, count, job, scale);
+    ON_HOST(if constexpr (!SR && N == 32 && std::is_same_v<T, bf16>)
+                if (in_place && scale.powers() && cast_rows_by_powers(job.codes + (size_t)j * bytes, p, F, m, amax, G))
+                    return largest;)
     for (int b = 0; b < G; b++) {
         RowKey of_row = SR ? row_key(job.key, o[b]) : RowKey{};
         for (int k = 0; k < N; k++) m_of[b * N + k] = m[b], key[b * N + k] = of_row, q[b * N + k] = kb[b] * N + k;
@@ -124,24 +140,27 @@ HD INLINE void cast_run(Lanes g, const Job<T>& job, Scale scale, int run) {
     });
     if (job.record) record_max(g, job.record, bits_as<float>(largest));
 }
-// The same for columns on the CPU, faster: tiles of W x W, vectors across the columns; then perfect shuffles,
-// which transpose the codes (each rotates the bits of every index by one), as 32-bit words of E of them.
+// The same for columns on the CPU, up to twice as fast: tiles of W x W, vectors across the columns; then perfect
+// shuffles, which transpose the codes (each rotates the bits of every index by one), as 32-bit words of E of them.
+// Tiles go down the columns, so that a tile's codes lie next to those of the tile before.
 constexpr int TILE = 64;
 template <const Format& F, bool SR, int N, class T, class Scale>
-HD INLINE void cast_tile(Lanes g, const Job<T>& job, Scale scale, int tile) {
+INLINE void cast_tile(Lanes g, const Job<T>& job, Scale scale, int tile) {
     scale.prepare();
     constexpr int W = TILE, E = F.bits() == 4 ? 8 : 4, words = W / E;
-    int across = (int)blocks(job.C, W), top = tile / across * W, left = tile % across * W;
+    int down = (int)blocks(job.R, W), top = tile % down * W, left = tile / down * W;
     int rows = job.R - top < W ? job.R - top : W, cols = job.C - left < W ? job.C - left : W;
-    const T* p = job.x + (size_t)top * job.C + left;
-    size_t ld = job.C;
-    for (int r = 0; r < rows; r++) // the next tile's; its rows are too many for the hardware to follow
-        for (size_t k = 0; k < W * sizeof(T); k += 64) __builtin_prefetch((const char*)(p + r * ld + W) + k);
-    T padded[W * W];
-    if (rows < W || cols < W) {
-        for (int r = 0; r < W; r++)
-            for (int w = 0; w < W; w++) padded[r * W + w] = r < rows && w < cols ? p[r * ld + w] : T(0.0f);
-        p = padded, ld = W;
+    size_t row_bytes = code_bytes(F, job.R);
+    uint8_t* codes = job.codes + left * row_bytes + (size_t)top * 4 / E;
+    for (int w = 0; w < cols; w++) __builtin_prefetch(codes + w * row_bytes, 1); // lines are fetched before written
+    alignas(64) T x[W * W]; // a copy: of rows that are a multiple of 4 KiB apart, L1 keeps few
+    for (int r = 0; r < W; r++) {
+        const T* from = job.x + (size_t)(top + r) * job.C + left;
+        if (r < rows && cols == W) {
+            for (int k = 0; k < W; k += 64 / sizeof(T)) __builtin_prefetch(from + (size_t)W * job.C + k); // next tile's
+            memcpy(x + r * W, from, W * sizeof(T));
+        } else
+            for (int w = 0; w < W; w++) x[r * W + w] = r < rows && w < cols ? from[w] : T(0.0f);
     }
     alignas(64) uint32_t a[words * W], b[words * W], *from = a, *to = b;
     uint32_t amax[W], o[W], kb[W], largest = 0;
@@ -149,17 +168,20 @@ HD INLINE void cast_tile(Lanes g, const Job<T>& job, Scale scale, int tile) {
     RowKey key[W];
     for (int w = 0; w < W; w++) o[w] = left + w, key[w] = SR ? row_key(job.key, o[w]) : RowKey{};
     for (int r = 0; r < rows; r += N) {
-        for (int w = 0; w < W; w++) amax[w] = 0, kb[w] = (top + r) / N;
+        Bits<T> most[W] = {};
         for (int k = r; k < (job.known ? r : r + N); k++)
-            for (int w = 0; w < W; w++) amax[w] = larger(amax[w], (float)p[k * ld + w], Scale::keep_nan);
+            for (int w = 0; w < W; w++) most[w] = larger(most[w], x[k * W + w], Scale::keep_nan);
+        for (int w = 0; w < W; w++) amax[w] = bits_as<uint32_t>(from_bits<T>(most[w])), kb[w] = (top + r) / N;
         uint32_t l = scale_blocks<W>(m, amax, o, kb, cols, job, scale);
         largest = l > largest ? l : largest;
+        if constexpr (!SR && N == 32 && std::is_same_v<T, bf16>)
+            if (scale.powers() && cast_columns_by_powers(a + r / E * W, x + r * W, F, m, amax)) continue;
         for (int k = r; k < r + N; k += E) {
             uint32_t* word = a + k / E * W;
             for (int w = 0; w < W; w++) word[w] = 0;
             for (int e = 0; e < E; e++)
                 for (int w = 0; w < W; w++)
-                    word[w] |= cast_one<F, SR>((float)p[(k + e) * ld + w] * m[w], key[w], top + k + e) << e * (32 / E);
+                    word[w] |= cast_one<F, SR>((float)x[(k + e) * W + w] * m[w], key[w], top + k + e) << e * (32 / E);
         }
     }
     if (job.record) record_max(g, job.record, bits_as<float>(largest));
@@ -171,12 +193,9 @@ HD INLINE void cast_tile(Lanes g, const Job<T>& job, Scale scale, int tile) {
         uint32_t* swap = from;
         from = to, to = swap;
     }
-    size_t row_bytes = code_bytes(F, job.R), at = (size_t)top * 4 / E;
     for (int w = 0; w < cols; w++)
-        if (rows == W)
-            memcpy(job.codes + (left + w) * row_bytes + at, from + w * words, 4 * words);
-        else
-            memcpy(job.codes + (left + w) * row_bytes + at, from + w * words, row_bytes - at);
+        if (rows == W) memcpy(codes + w * row_bytes, from + w * words, 4 * words);
+        else memcpy(codes + w * row_bytes, from + w * words, row_bytes - (size_t)top * 4 / E);
 }
 inline size_t runs(const char* name, size_t O, size_t K, int N) {
     size_t count = O * blocks(K, N);
@@ -184,14 +203,16 @@ inline size_t runs(const char* name, size_t O, size_t K, int N) {
     return (count + RUN - 1) / RUN;
 }
 template <const Format& F, bool SR, int N, class T, class Scale>
+HD INLINE void cast_part(Lanes g, const Job<T>& job, const Scale& scale, int i, bool tiles) {
+    ON_HOST(if (tiles) return cast_tile<F, SR, N>(g, job, scale, i);)
+    cast_run<F, SR, N>(g, job, scale, i);
+}
+template <const Format& F, bool SR, int N, class T, class Scale>
 void cast_as(const char* name, Job<T> job, Scale scale) {
     bool tiles = job.transpose && !machine.gpu && machine.kernels != Kernels::reference;
     size_t count = tiles ? blocks(job.R, TILE) * blocks(job.C, TILE) : runs(name, job.O(), job.K(), N);
     for_rows(name, (double)job.R * job.C * (sizeof(T) + F.bits() / 8.0), count, [=] HD(Lanes g, int i) {
-        if (tiles && !on_device())
-            cast_tile<F, SR, N>(g, job, scale, i);
-        else
-            cast_run<F, SR, N>(g, job, scale, i);
+        cast_part<F, SR, N>(g, job, scale, i, tiles);
     });
 }
 template <int N, const Format&... Fs, class T, class Scale>
@@ -206,28 +227,28 @@ void cast_blocks(const char* name, Job<T> job, Scale scale, Cast c) {
 template <int W, class T> // a lane has W of the columns: 4, the host's all
 HD INLINE void amax_strip(float* amax, size_t step, const T* x, int h, int w, int cols, size_t ld) {
     int first = W == STRIDE ? 0 : thread_index() % LANES * W;
-    uint32_t m[W];
+    Bits<T> m[W];
     for (int i = 0; i < W; i++) m[i] = 0;
     for (int r = 0; r < h; r++)
         if (first + W <= cols)
-            for (int i = 0; i < W; i++) m[i] = larger(m[i], (float)x[r * ld + first + i], true);
+            for (int i = 0; i < W; i++) m[i] = larger(m[i], x[r * ld + first + i], true);
         else
-            for (int i = 0; i < W && first + i < cols; i++) m[i] = larger(m[i], (float)x[r * ld + first + i], true);
-    auto pairwise = [](uint32_t* to, const uint32_t* m, int n) __attribute__((always_inline)) {
+            for (int i = 0; i < W && first + i < cols; i++) m[i] = larger(m[i], x[r * ld + first + i], true);
+    auto pairwise = [](Bits<T>* to, const Bits<T>* m, int n) __attribute__((always_inline)) {
         for (int i = 0; i < n; i++) to[i] = m[2 * i] > m[2 * i + 1] ? m[2 * i] : m[2 * i + 1];
     };
     int n = W, per = w; // n maxima are left, and each `per` of them make a block
     if (W == STRIDE && w > 1) {
-        uint32_t t[STRIDE / 2];
+        Bits<T> t[STRIDE / 2];
         pairwise(t, m, 64), pairwise(m, t, 32), pairwise(t, m, 16), pairwise(m, t, 8), n = 8, per /= 16;
     }
     for (; n > 1 && per > 1; n /= 2, per /= 2) pairwise(m, m, n / 2);
     for (int mask = 1; per > 1; mask *= 2, per /= 2) { // a block of a GPU's neighbouring lanes
-        uint32_t other = bits_as<uint32_t>(shfl_xor(bits_as<float>(m[0]), mask));
+        Bits<T> other = (Bits<T>)(bits_as<uint32_t>(shfl_xor(from_bits<T>(m[0]), mask)) >> (32 - 8 * sizeof(T)));
         m[0] = m[0] > other ? m[0] : other;
     }
     for (int i = 0; i < n && first % w == 0; i++)
-        if (first + i * w < cols) amax[(first / w + i) * step] = bits_as<float>(m[i]);
+        if (first + i * w < cols) amax[(first / w + i) * step] = from_bits<T>(m[i]);
 }
 template <class T> void amax_blocks(float* amax, const T* x, Block b, bool transpose, int R, int C) {
     int h = transpose ? b.cols : b.rows, w = transpose ? b.rows : b.cols;

@@ -76,6 +76,12 @@ inline void sync_lanes() {}
 #define ULP_CVT_FP4 (__CUDA_ARCH__ >= 1000)
 #endif
 #endif
+// What nvcc must not see in a function of both machines; captures of lambdas must not depend on it.
+#ifdef __CUDA_ARCH__
+#define ON_HOST(...)
+#else
+#define ON_HOST(...) __VA_ARGS__
+#endif
 // *to = the larger of *to and x, whatever else does the same at the same time. The order changes nothing.
 HD INLINE void atomic_max(int* to, int x) {
 #ifdef __CUDA_ARCH__

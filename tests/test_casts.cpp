@@ -237,6 +237,47 @@ TEST_CASE("NVFP4 blocks of 1 x 16 and 16 x 16: the tensor's amax, scales, codes 
     MESSAGE("compared with loops from the definitions: " << compared << " codes, scales and values");
 }
 
+TEST_CASE("casts of BF16 by powers of two in 16-bit lanes give encode(x * multiplier), for every BF16 and 30 binades of scales") {
+    std::vector<bf16> x(65536), columns(65536);
+    for (uint32_t b = 0; b < 65536; b++) { // rows of 32; as columns, 32 panels of (32, 64)
+        x[b].bits = (uint16_t)b;
+        columns[b / 2048 * 2048 + b % 32 * 64 + b / 32 % 64] = x[b];
+    }
+    long compared = 0, wrong = 0;
+    for (Format f : {E4M3, E5M2, E3M2, E2M3, E2M1})
+        for (int clip = -28; clip <= 1; clip++) { // by so many binades is the largest element above the format's
+            std::vector<float> m(2048);
+            std::vector<uint32_t> amax(2048);
+            for (int b = 0; b < 2048; b++) {
+                amax[b] = magnitude((float)x[b * 32 + 31]);
+                int field = 127 + 127 + f.emax() + clip - (int)(amax[b] >> 23);
+                m[b] = exp2i(std::clamp(field, 0, 254) - 127);
+            }
+            for (int b = 0; b < 2048; b += 64) {
+                const bf16 *row = &x[b * 32], *panel = &columns[b * 32];
+                uint8_t codes[2048];
+                uint32_t words[512];
+                int E = f.bits() == 4 ? 8 : 4;
+                for (int i = 0; i < 64; i++) // one block at a time, so that one that does not fit excludes no others
+                    if (cast_rows_by_powers(codes, row + i * 32, f, &m[b + i], &amax[b + i], 1))
+                        for (int k = 0; k < 32; k++) {
+                            uint32_t code = E == 8 ? codes[k / 2] >> k % 2 * 4 & 15 : codes[k];
+                            compared++, wrong += code != encode(f, (float)row[i * 32 + k] * m[b + i]);
+                        }
+                if (cast_columns_by_powers(words, panel, f, &m[b], &amax[b]))
+                    for (int k = 0; k < 32; k++)
+                        for (int w = 0; w < 64; w++) {
+                            uint32_t code = words[k / E * 64 + w] >> k % E * (32 / E) & ((1u << 32 / E) - 1);
+                            compared++, wrong += code != encode(f, (float)panel[k * 64 + w] * m[b + w]);
+                        }
+            }
+        }
+    CHECK(wrong == 0);
+    if (!compared) SKIP("this processor has no 16-bit lanes with shifts of their own, so casts by powers of two take FP32's");
+    MESSAGE("compared with encode(x * 2^k): " << compared << " codes from 16-bit lanes, mismatches: " << wrong);
+    CHECK(compared > 10000000);
+}
+
 TEST_CASE("a tile-scaled matrix and its transpose have the same codes and scales") {
     const int R = 48, C = 80;
     auto x = matrix<bf16>(R, C, false);
