@@ -47,6 +47,7 @@ typedef uint8_t B16 __attribute__((vector_size(16)));
 typedef uint8_t B32 __attribute__((vector_size(32)));
 typedef uint16_t H16 __attribute__((vector_size(32)));
 typedef uint16_t H32 __attribute__((vector_size(64)));
+typedef int16_t I32 __attribute__((vector_size(64)));
 typedef uint32_t V16 __attribute__((vector_size(64)));
 typedef float F4 __attribute__((vector_size(16)));
 typedef float F16 __attribute__((vector_size(64)));
@@ -138,7 +139,8 @@ FLAT void decode(H32& v, const Bytes<BITS>& codes, const Table<BITS>& table, con
             const H32 c = v;
             H32 upper = v;
             look_up(v, t[0], t[1]), look_up(upper, t[2], t[3]);
-            v = ((c & 64) != 0 ? upper : v) | (c & 128) << 8;
+            v = (H32)((I32)(c << 9) < 0 ? (I32)upper : (I32)v);
+            asm("vpternlogd $0xf8, %2, %1, %0" : "+v"(v) : "v"(c << 8), "v"(H32{} + 0x8000)); // v | (c << 8 & 0x8000)
         }
     }
 #endif
@@ -230,8 +232,9 @@ FLAT void fetch_codes(V16 (&x)[16], V16& lost, const Operand& o, const Table<BIT
         decode<WIDE, BITS>(v, codes, table, o.values);
         if constexpr (SCALED) {
             constexpr V16 SECOND = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
-            const F16 lo = factor(i * scale_step) - F16{}, hi = factor(i * scale_step + half) - F16{};
-            scale_pairs<ROUND>(v, SECOND != 0 ? hi : lo, lost);
+            F16 scale = factor(i * scale_step) - F16{};
+            if (half) scale = SECOND != 0 ? factor(i * scale_step + half) - F16{} : scale;
+            scale_pairs<ROUND>(v, scale, lost);
         }
         if constexpr (PAIRS) x[i] = (V16)v;
         else widen(x[i], __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
