@@ -40,18 +40,19 @@ struct Format {
         return ebits == f.ebits && mbits == f.mbits && bias == f.bias;
     }
 };
-//                          name         e  m  bias max              NaN         specials          typical use
-constexpr Format E4M3{      "e4m3",      4, 3,  7,   448,             0x7f,       Specials::ocp,   "FP8 weights, activations"};
-constexpr Format E5M2{      "e5m2",      5, 2,  15,  57344,           0x7f,       Specials::ieee,  "FP8 gradients"};
-constexpr Format E3M2{      "e3m2",      3, 2,  3,   28,              0x1f,       Specials::none,  "MXFP6 gradients"};
-constexpr Format E2M3{      "e2m3",      2, 3,  1,   7.5,             0x1f,       Specials::none,  "MXFP6 weights, activations"};
-constexpr Format E2M1{      "e2m1",      2, 1,  1,   6,               0x07,       Specials::none,  "MXFP4, NVFP4 elements"};
-constexpr Format E8M0{      "e8m0",      8, 0,  127, 0x1p127f,        0xff,       Specials::scale, "MX scales"};
-constexpr Format E4M3_FNUZ{ "e4m3fnuz",  4, 3,  8,   240,             0x80,       Specials::fnuz,  "AMD MI300, not portable"};
-constexpr Format E5M2_FNUZ{ "e5m2fnuz",  5, 2,  16,  57344,           0x80,       Specials::fnuz,  "AMD MI300, not portable"};
-constexpr Format BF16{      "bf16",      8, 7,  127, 0x1.fep127f,     0x7fff,     Specials::ieee,  "activations"};
-constexpr Format FP16{      "fp16",      5, 10, 15,  65504,           0x7fff,     Specials::ieee,  "activations before BF16"};
-constexpr Format FP32{      "fp32",      8, 23, 127, 0x1.fffffep127f, 0x7fffffff, Specials::ieee,  "sums, master weights"};
+//             name         e  m  bias max              NaN         specials          typical use
+constexpr Format
+    E4M3{      "e4m3",      4, 3,  7,   448,             0x7f,       Specials::ocp,   "FP8 weights, activations"},
+    E5M2{      "e5m2",      5, 2,  15,  57344,           0x7f,       Specials::ieee,  "FP8 gradients"},
+    E3M2{      "e3m2",      3, 2,  3,   28,              0x1f,       Specials::none,  "MXFP6 gradients"},
+    E2M3{      "e2m3",      2, 3,  1,   7.5,             0x1f,       Specials::none,  "MXFP6 weights, activations"},
+    E2M1{      "e2m1",      2, 1,  1,   6,               0x07,       Specials::none,  "MXFP4, NVFP4 elements"},
+    E8M0{      "e8m0",      8, 0,  127, 0x1p127f,        0xff,       Specials::scale, "MX scales"},
+    E4M3_FNUZ{ "e4m3fnuz",  4, 3,  8,   240,             0x80,       Specials::fnuz,  "AMD MI300, not portable"},
+    E5M2_FNUZ{ "e5m2fnuz",  5, 2,  16,  57344,           0x80,       Specials::fnuz,  "AMD MI300, not portable"},
+    BF16{      "bf16",      8, 7,  127, 0x1.fep127f,     0x7fff,     Specials::ieee,  "activations"},
+    FP16{      "fp16",      5, 10, 15,  65504,           0x7fff,     Specials::ieee,  "activations before BF16"},
+    FP32{      "fp32",      8, 23, 127, 0x1.fffffep127f, 0x7fffffff, Specials::ieee,  "sums, master weights"};
 constexpr Format ALL_FORMATS[] = {E4M3, E5M2, E3M2, E2M3, E2M1, E8M0, E4M3_FNUZ, E5M2_FNUZ, BF16, FP16, FP32};
 
 // go<F>() for the one of Fs that is f, so that every cast is compiled once per format, with its bits as constants.
