@@ -84,7 +84,7 @@ TEST_CASE("nvcc casts with the conversions a chip has: FP8 from sm_89 on; FP6, F
     if (nvcc.empty()) SKIP("no nvcc, so the PTX of the casts was not looked at");
     Scratch scratch;
     std::ofstream(scratch.dir / "a.cu") << R"(#include "fp8.cuh"
-void use(uint8_t* q, uint8_t* s, float* f, const bf16* x, Cast c, bool transpose) {
+void use(uint8_t* q, uint8_t* s, float* f, const float* x, Cast c, bool transpose) {
     cast_tensor(q, f, x, f, c, transpose, 64, 64);
     cast_mx(q, s, x, c, transpose, 64, 64);
     cast_nvfp4(q, s, f, f, x, c, transpose, 64, 64);
