@@ -103,8 +103,8 @@ void use(uint8_t* q, uint8_t* s, float* f, const float* x, Cast c, bool transpos
         std::string ptx = compiles[i].get();
         std::string arch = chips[i].arch;
         REQUIRE_MESSAGE(ptx.find(".target " + arch) != std::string::npos, ptx);
-        for (auto word : fp8) CHECK_MESSAGE((count(ptx, word, {""}) > 0) == chips[i].fp8, arch + " " + word);
-        for (auto word : fp4) CHECK_MESSAGE((count(ptx, word, {""}) > 0) == chips[i].fp4, arch + " " + word);
+        for (auto word : fp8) CHECK_MESSAGE((count(ptx, word, {""}) > 0) == chips[i].fp8, (arch + " " + word));
+        for (auto word : fp4) CHECK_MESSAGE((count(ptx, word, {""}) > 0) == chips[i].fp4, (arch + " " + word));
     }
 }
 
