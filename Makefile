@@ -64,7 +64,7 @@ NVFLAGS   = -x cu -std=c++20 -O3 -fmad=false --extended-lambda --expt-relaxed-co
 KIND  := $(if $(ARCHS),sm$(subst $() ,-,$(ARCHS)),cpu)-$(ACT)$(if $(SAN),-san)
 B     := build/$(KIND)
 BIN   := $(if $(SAN),$(B)/train,$(if $(filter float,$(ACT)),train-f32,train))
-PLAIN := $(patsubst %.cpp,$(B)/%.o,$(wildcard ops/*.cpp $(if $(filter bf16 float,$(ACT)),run/*.cpp data/*.cpp)))
+PLAIN := $(if $(filter standin,$(ACT)),,$(B)/ops/cast.o) $(patsubst %.cpp,$(B)/%.o,$(wildcard ops/*.cpp $(if $(filter bf16 float,$(ACT)),run/*.cpp data/*.cpp)))
 
 .PHONY: all say test test-one test-exhaustive asan bench loc format format-check clean FORCE
 all: say $(BIN)
@@ -76,9 +76,10 @@ $(BIN): $(B)/train.o $(PLAIN) $(B)/.last
 	$(if $(ARCHS),$(NVCC) $(GENCODE) -Xcompiler $(OPENMP) -o $@ $(filter %.o,$^) -lcublasLt,$(CXX) $(SAN) -o $@ $(filter %.o,$^) $(LDLIBS))
 $(B)/.last: FORCE
 	@mkdir -p $(B); echo '$(KIND)' | cmp -s - build/last-$(notdir $(BIN)) || { echo '$(KIND)' > build/last-$(notdir $(BIN)); touch $@; }; [ -e $@ ] || touch $@
-$(B)/train.o: train.cu Makefile
+$(B)/train.o $(B)/ops/cast.o: $(B)/%.o: %.cu Makefile
 	@mkdir -p $(@D)
 	$(if $(ARCHS),$(NVCC) $(NVFLAGS),$(CXX) -x c++ $(CXXFLAGS)) -c $< -o $@
+$(B)/ops/%.o: DEFS := $(filter-out -DULP_STANDIN,$(DEFS)) # only tests hold the stand-in
 $(B)/run/version.o: CXXFLAGS += -DULP_VERSION='"$(VERSION)"'
 $(B)/%.o: %.cpp Makefile
 	@mkdir -p $(@D)

@@ -388,3 +388,15 @@ template <class Y>
 void decode_nvfp4(Y* y, const uint8_t* codes, const uint8_t* scales, const float* amax_tensor, int O, int K) {
     decode_blocks<16, E2M1>("decode_nvfp4", y, codes, Nvfp4Decode{scales, blocks(K, 16), amax_tensor}, E2M1, O, K);
 }
+
+// All of these for `act` are compiled once, in ops/cast.cu, because they take a compiler half a minute.
+#ifndef ULP_STANDIN
+#define ULP_CASTS(EXTERN, T)                                                                                           \
+    EXTERN template void cast_tensor(uint8_t*, float*, const T*, const float*, Cast, bool, int, int, uint64_t);        \
+    EXTERN template void cast_mx(uint8_t*, uint8_t*, const T*, Cast, bool, int, int, uint64_t);                        \
+    EXTERN template void cast_float8(uint8_t*, float*, const T*, Cast, bool, int, int, uint64_t);                      \
+    EXTERN template void cast_nvfp4(uint8_t*, uint8_t*, float*, float*, const T*, Cast, bool, int, int, uint64_t);     \
+    EXTERN template void hadamard(T*, const T*, int, int);                                                             \
+    EXTERN template void amax_tensor(float*, const T*, size_t);
+ULP_CASTS(extern, act)
+#endif
