@@ -3,8 +3,7 @@
 //     a: [16 rows of a][16 along k]        b: [16 along k][16 rows of b, which are columns of out]
 // which is what AMX tiles want, and also what a kernel wants that broadcasts from a and reads vectors of b. So all kernels
 // share the packing, the loops and the epilogue, and differ in one function of 20 lines that multiplies 32 rows of a by
-// 32 of b. Packing costs O((M + N) K), hides layouts, element types and ragged edges, and is the place where a
-// low-precision code would be decoded (`run_bf16`, `run_f32`).
+// 32 of b. Packing costs O((M + N) K), hides layouts, element types and ragged edges, and decodes low-precision codes.
 //
 // What a reader would get wrong:
 // - Missing k are padded with +0 in a and -0 in b: -0 is the one product that changes no accumulator, not even one of -0.
@@ -110,46 +109,38 @@ template <Elem E> FLAT void run_f32(V16& v, const Operand& o, size_t at, int n, 
     }
 }
 
-// Codes: 32 of them at once. Where there is AVX-512 (WIDE) the table lies in registers, and what looks its halves or
-// quarters up is not left to the compilers, which take 7 instructions to widen bytes and 100 for a variable shuffle.
+// Codes, 32 at once, with AVX-512. What the tables in registers are asked with is not left to the compilers, which take
+// 7 instructions to widen bytes and 100 for a variable shuffle.
 template <int BITS> struct Table { H32 t[BITS == 8 ? 4 : BITS == 6 ? 2 : 1]; };
 template <int BITS> FLAT void load_table(Table<BITS>& t, const uint16_t* values) {
     memcpy(&t, values, BITS == 4 ? 32 : sizeof(t));
     if (BITS == 4) memcpy((char*)&t + 32, values, 32); // twice, so that bit 4 of an index does not matter
 }
 template <int BITS> using Bytes = std::conditional_t<BITS == 4, B16, B32>; // 32 codes
-template <bool WIDE, int BITS>
-FLAT void decode(H32& v, const Bytes<BITS>& codes, const Table<BITS>& table, const uint16_t* values) {
+template <int BITS> FLAT void decode([[maybe_unused]] H32& v, const Bytes<BITS>& codes, const Table<BITS>& table) {
 #ifdef __x86_64__
     auto look_up =
-        [](H32 & index, const H32& lo, const H32& hi) __attribute__((always_inline)) { // its upper bits: ignored
+        [](H32 & index, const H32& lo, const H32& hi) __attribute__((always_inline)) { // by its lowest 6 bits
         asm("vpermi2w %2, %1, %0" : "+v"(index) : "v"(lo), "v"(hi));
     };
     const auto& t = table.t;
-    if constexpr (WIDE && BITS == 4) {
+    if constexpr (BITS == 4) {
         V16 pairs;
         asm("vpmovzxbd %1, %0" : "=v"(pairs) : "vm"(codes));
         v = (H32)(pairs | pairs << 12);
         asm("vpermw %1, %0, %0" : "+v"(v) : "v"(t[0]));
-    } else if constexpr (WIDE) {
+    } else {
         asm("vpmovzxbw %1, %0" : "=v"(v) : "vm"(codes));
-        if constexpr (BITS == 6) {
-            look_up(v, t[0], t[1]);
-        } else {
-            const H32 c = v;
-            H32 upper = v;
-            look_up(v, t[0], t[1]), look_up(upper, t[2], t[3]);
+        const H32 c = v;
+        look_up(v, t[0], t[1]);
+        if constexpr (BITS == 8) {
+            H32 upper = c;
+            look_up(upper, t[2], t[3]);
             v = (H32)((I32)(c << 9) < 0 ? (I32)upper : (I32)v);
             asm("vpternlogd $0xf8, %2, %1, %0" : "+v"(v) : "v"(c << 8), "v"(H32{} + 0x8000)); // v | (c << 8 & 0x8000)
         }
     }
 #endif
-    if constexpr (!WIDE) {
-        uint16_t h[32];
-        for (int i = 0; i < 32; i++)
-            h[i] = values[BITS == 4 ? codes[i / 2] >> i % 2 * 4 & 15 : codes[i] & ((1 << BITS) - 1)];
-        memcpy(&v, h, sizeof(v));
-    }
 }
 // v times a scale for each pair, cut off (lost collects what is, most often nothing) or rounded.
 template <bool ROUND> FLAT void scale_pairs(H32& v, const F16& scale, V16& lost) {
@@ -184,7 +175,7 @@ FLAT void fetch(V16 (&x)[16], const Operand& o, size_t r, size_t k, int n, int n
 }
 
 // The same of codes. Of a ragged chunk codes and scales are copied first, so that 16 whole lines may be read.
-template <bool PAIRS, bool WIDE, int BITS, class Scale, bool ROUND, bool K_CONTIGUOUS>
+template <bool PAIRS, int BITS, class Scale, bool ROUND, bool K_CONTIGUOUS>
 FLAT void fetch_codes(V16 (&x)[16], V16& lost, const Operand& o, const Table<BITS>& table, size_t r, size_t k, int n,
                       int nk, bool minus) {
     constexpr bool SCALED = !std::is_void_v<Scale>;
@@ -229,7 +220,7 @@ FLAT void fetch_codes(V16 (&x)[16], V16& lost, const Operand& o, const Table<BIT
                                             25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
         }
         H32 v;
-        decode<WIDE, BITS>(v, codes, table, o.values);
+        decode<BITS>(v, codes, table);
         if constexpr (SCALED) {
             constexpr V16 SECOND = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
             F16 scale = factor(i * scale_step) - F16{};
@@ -251,24 +242,40 @@ FLAT void fetch_codes(V16 (&x)[16], V16& lost, const Operand& o, const Table<BIT
     }
 }
 
-// rows of o (.., K) from r0 on, chunks from k0 on -> panels of 16 rows, each `chunks` chunks long; rows rounded up to 32.
-// Reads along memory: down a panel where k is contiguous, across the panels where rows are.
-// chunk(x, r, k, n, nk) fetches.
-template <bool PAIRS, bool K_CONTIGUOUS, class Fetch>
-FLAT void pack_with(uint32_t* to, bool is_b, size_t r0, int rows, int K, size_t k0, int chunks, Fetch fetch_chunk) {
-    constexpr int CK = PAIRS ? 32 : 16;
-    const int panels = (rows + 31) / 32 * 2;
-    for (int i = 0; i < (K_CONTIGUOUS ? panels : chunks); i++)
-        for (int j = 0; j < (K_CONTIGUOUS ? chunks : panels); j++) {
-            const int panel = K_CONTIGUOUS ? i : j, chunk = K_CONTIGUOUS ? j : i;
-            const size_t r = r0 + panel * 16, k = k0 + chunk * CK;
-            V16 x[16];
-            fetch_chunk(x, r, k, std::clamp(rows - panel * 16, 0, 16), (int)std::min<size_t>(K - k, CK));
-            if (K_CONTIGUOUS == is_b) transpose(x);
-            memcpy(to + (panel * chunks + chunk) * CHUNK, x, sizeof(x));
+// The same in FP32, without AVX-512.
+static void fetch_codes_plain(V16 (&to)[16], const Operand& o, size_t r, size_t k, int n, int nk, bool minus) {
+    const bool halves = o.elem == Elem::e2m1, bytes = o.scale_elem != Elem::f32;
+    const int mask = o.elem == Elem::e3m2 || o.elem == Elem::e2m3 ? 63 : 255;
+    const size_t next_row = o.k_contiguous ? o.ld : 1, next_k = o.k_contiguous ? 1 : o.ld;
+    uint32_t x[16][16];
+    for (int i = 0; i < 16; i++) {
+        float line[16], scale = 1;
+        for (int j = 0; j < 16; j++) {
+            uint32_t u = (uint32_t)minus << 31;
+            if (i < n && j < nk) {
+                const size_t at = (r + i) * next_row + (k + j) * next_k;
+                const uint8_t code = ((const uint8_t*)o.data)[halves ? at / 2 : at];
+                u = (uint32_t)o.values[halves ? code >> at % 2 * 4 & 15 : code & mask] << 16;
+            }
+            memcpy(&line[j], &u, 4);
         }
+        if (o.scales && i < n) {
+            const size_t at = (r + i) / o.scale_rows * o.ld_scales + k / o.block;
+            scale = bytes ? o.scale_values[((const uint8_t*)o.scales)[at]] : ((const float*)o.scales)[at];
+            for (int j = 0; j < nk; j++) {
+                uint32_t u;
+                line[j] *= scale, memcpy(&u, &line[j], 4);
+                u = line[j] != line[j] ? 0x7fff0000 : (u + 0x7fff + (u >> 16 & 1)) & 0xffff0000;
+                memcpy(&line[j], &u, 4);
+            }
+        }
+        for (int j = 0; j < 16; j++) memcpy(o.k_contiguous ? &x[i][j] : &x[j][i], &line[j], 4);
+    }
+    memcpy(to, x, sizeof(x));
 }
-// What a row of tiles, or a tile, packs.
+
+// What is packed: rows of an operand (.., K) from r0 on, chunks from k0 on -> panels of 16 rows, each `chunks` chunks long;
+// rows rounded up to 32.
 struct Rows {
     uint32_t* to;
     bool is_b;
@@ -277,50 +284,71 @@ struct Rows {
     size_t k0;
     int chunks;
 };
+// Reads along memory: down a panel where k is contiguous, across the panels where rows are. get(x, r, k, n, nk): as fetch.
+template <bool PAIRS, bool K_CONTIGUOUS, class Get> FLAT void pack_with(const Rows& p, Get get) {
+    constexpr int CK = PAIRS ? 32 : 16;
+    const int panels = (p.rows + 31) / 32 * 2;
+    for (int i = 0; i < (K_CONTIGUOUS ? panels : p.chunks); i++)
+        for (int j = 0; j < (K_CONTIGUOUS ? p.chunks : panels); j++) {
+            const int panel = K_CONTIGUOUS ? i : j, chunk = K_CONTIGUOUS ? j : i;
+            const size_t r = p.r0 + panel * 16, k = p.k0 + chunk * CK;
+            V16 x[16];
+            get(x, r, k, std::clamp(p.rows - panel * 16, 0, 16), (int)std::min<size_t>(p.K - k, CK));
+            if (K_CONTIGUOUS == p.is_b) transpose(x);
+            memcpy(p.to + (panel * p.chunks + chunk) * CHUNK, x, sizeof(x));
+        }
+}
 template <bool PAIRS, Elem E, bool K_CONTIGUOUS> FLAT void pack_as(const Rows& p, const Operand& o) {
     constexpr int CK = PAIRS ? 32 : 16;
     pack_with<PAIRS, K_CONTIGUOUS>(
-        p.to, p.is_b, p.r0, p.rows, p.K, p.k0,
-        p.chunks, [&](V16(&x)[16], size_t r, size_t k, int n, int nk) __attribute__((always_inline)) {
+        p, [&](V16(&x)[16], size_t r, size_t k, int n, int nk) __attribute__((always_inline)) {
             if (n == 16 && nk == CK) fetch<PAIRS, E, K_CONTIGUOUS>(x, o, r, k, 16, CK, p.is_b);
             else fetch<PAIRS, E, K_CONTIGUOUS>(x, o, r, k, n, nk, p.is_b);
         });
 }
 // False if products were cut off that should have been rounded.
-template <bool PAIRS, bool WIDE, int BITS, class Scale, bool ROUND, bool K_CONTIGUOUS>
+template <bool PAIRS, int BITS, class Scale, bool ROUND, bool K_CONTIGUOUS>
 FLAT bool pack_codes(const Rows& p, const Operand& o) {
     Table<BITS> table;
     V16 lost{};
     load_table(table, o.values);
     pack_with<PAIRS, K_CONTIGUOUS>(
-        p.to, p.is_b, p.r0, p.rows, p.K, p.k0,
-        p.chunks, [&](V16(&x)[16], size_t r, size_t k, int n, int nk) __attribute__((always_inline)) {
-            fetch_codes<PAIRS, WIDE, BITS, Scale, ROUND, K_CONTIGUOUS>(x, lost, o, table, r, k, n, nk, p.is_b);
+        p, [&](V16(&x)[16], size_t r, size_t k, int n, int nk) __attribute__((always_inline)) {
+            fetch_codes<PAIRS, BITS, Scale, ROUND, K_CONTIGUOUS>(x, lost, o, table, r, k, n, nk, p.is_b);
         });
     uint32_t any = 0;
     for (int i = 0; i < 16; i++) any |= lost[i];
     return !(any & 0xffff);
 }
-template <bool PAIRS, bool WIDE, int BITS> FLAT void pack_bits(const Rows& p, const Operand& o) {
+template <bool PAIRS, int BITS> FLAT void pack_bits(const Rows& p, const Operand& o) {
     if (o.scales && o.scale_elem == Elem::f32) {
-        pack_codes<PAIRS, WIDE, BITS, float, true, true>(p, o);
+        pack_codes<PAIRS, BITS, float, true, true>(p, o);
     } else if (o.scales) {
-        if (!pack_codes<PAIRS, WIDE, BITS, uint8_t, false, true>(p, o))
-            pack_codes<PAIRS, WIDE, BITS, uint8_t, true, true>(p, o);
+        if (!pack_codes<PAIRS, BITS, uint8_t, false, true>(p, o)) pack_codes<PAIRS, BITS, uint8_t, true, true>(p, o);
     } else if (o.k_contiguous || BITS == 4) {
-        pack_codes<PAIRS, WIDE, BITS, void, false, true>(p, o);
+        pack_codes<PAIRS, BITS, void, false, true>(p, o);
     } else {
-        pack_codes<PAIRS, WIDE, BITS, void, false, BITS == 4>(p, o);
+        pack_codes<PAIRS, BITS, void, false, BITS == 4>(p, o);
     }
 }
-template <bool PAIRS, bool WIDE> FLAT void pack(const Rows& p, const Operand& o) {
-    if (o.elem == Elem::bf16)
+template <bool K_CONTIGUOUS> FLAT void pack_codes_plain(const Rows& p, const Operand& o) {
+    pack_with<false, K_CONTIGUOUS>(
+        p, [&](V16(&x)[16], size_t r, size_t k, int n, int nk)
+               __attribute__((always_inline)) { fetch_codes_plain(x, o, r, k, n, nk, p.is_b); });
+}
+template <bool PAIRS, bool WIDE> FLAT void pack(const Rows& p, const Operand& o) { // WIDE: there is AVX-512
+    if (o.elem == Elem::bf16) {
         o.k_contiguous ? pack_as<PAIRS, Elem::bf16, true>(p, o) : pack_as<PAIRS, Elem::bf16, false>(p, o);
-    else if (o.elem == Elem::e4m3 || o.elem == Elem::e5m2) pack_bits<PAIRS, WIDE, 8>(p, o);
-    else if (o.elem == Elem::e3m2 || o.elem == Elem::e2m3) pack_bits<PAIRS, WIDE, 6>(p, o);
-    else if (o.elem == Elem::e2m1) pack_bits<PAIRS, WIDE, 4>(p, o);
-    else if constexpr (!PAIRS)
-        o.k_contiguous ? pack_as<false, Elem::f32, true>(p, o) : pack_as<false, Elem::f32, false>(p, o);
+    } else if (o.elem == Elem::f32) {
+        if constexpr (!PAIRS)
+            o.k_contiguous ? pack_as<false, Elem::f32, true>(p, o) : pack_as<false, Elem::f32, false>(p, o);
+    } else if constexpr (WIDE) {
+        if (o.elem == Elem::e2m1) pack_bits<PAIRS, 4>(p, o);
+        else if (o.elem == Elem::e3m2 || o.elem == Elem::e2m3) pack_bits<PAIRS, 6>(p, o);
+        else pack_bits<PAIRS, 8>(p, o);
+    } else {
+        o.k_contiguous ? pack_codes_plain<true>(p, o) : pack_codes_plain<false>(p, o);
+    }
 }
 
 // --- kernels: c (32, 32) = (first ? 0 : c) + a panel of 32 rows x a panel of 32 rows, of which m and n matter -----------
