@@ -26,7 +26,7 @@ struct Operand {
     Elem elem;
     bool k_contiguous;
     size_t ld; // in elements; even for e2m1
-    // The BF16 bits of all codes: 256, 64 (e3m2, e2m3) or 16 (e2m1). Where a code has 8 bits only the lower half is read:
+    // The BF16 bits of all codes: 256, 64 (e3m2, e2m3) or 16 (e2m1). Where a code has 8 bits the upper half may go unread:
     // a code with the top bit set must be that of the other half with the sign flipped, NaN excepted.
     const uint16_t* values = nullptr;    // 64-byte aligned
     const void* scales = nullptr;        // (ceil(rows / scale_rows), ld_scales); null: 1
