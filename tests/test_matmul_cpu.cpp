@@ -442,6 +442,23 @@ TEST_CASE("matmul_cpu: padding an odd K keeps an accumulator of -0") {
     for (CpuKernel k : {CpuKernel::plain, CpuKernel::avx2, CpuKernel::avx512})
         if (cpu_kernel_available(k)) CHECK((p.run(k) == p.expect([&](int m, int n) { return p.pair_order(m, n); })));
 }
+TEST_CASE("matmul_cpu: padding codes keeps an accumulator of -0") { // as above; the codes are -1, their scale 2^-80
+    Random r(16);
+    for (bool is_a : {false, true}) {
+        Problem p(r, 1, 1, 3, is_a ? Elem::bf16 : Elem::f32, is_a ? Elem::f32 : Elem::bf16, Elem::f32);
+        p.scale_a = p.scale_b = 1, p.with_bias = p.accumulate = false;
+        Coded c(r, codes[0], {Elem::f32, 16, 1}, true, 1, 3);
+        c.scales.set(0, 0x1p-80f);
+        Matrix& other = is_a ? p.b : p.a;
+        for (int k = 0; k < 3; k++) c.set(0, k, 0xb8), other.set(0, k, k == 1 ? 0x1p-80f : 0);
+        c.decode_into(is_a ? p.a : p.b);
+        REQUIRE(std::signbit(p.pair_order(0, 0)));
+        auto want = p.expect([&](int m, int n) { return p.pair_order(m, n); });
+        for (CpuKernel k : {CpuKernel::plain, CpuKernel::avx2, CpuKernel::avx512})
+            if (cpu_kernel_available(k))
+                CHECK((p.run(k, is_a ? c.operand() : p.a.operand(), is_a ? p.b.operand() : c.operand()) == want));
+    }
+}
 TEST_CASE("matmul_cpu: the result is rounded to BF16 once, to nearest even; NaN is 0x7fff, subnormals stay") {
     Random r(9);
     std::vector<uint32_t> special = {0x7f7fffff, 0x7f7f7fff, 0x7f7f8000, 0x7f800000, 0xff800000,
