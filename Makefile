@@ -114,7 +114,8 @@ $(B)/tests/exhaustive: $(B)/tests/exhaustive.o
 # --- looking after the house -------------------------------------------------------------------------------------
 SOURCES = $(shell git ls-files '*.cuh' '*.cu' '*.cpp' '*.h')
 bench: all
-	./$(BIN) bench
+	./$(BIN) bench --recipe bf16,hybrid,e4m3,current,blockwise,mxfp8,mxfp6,mxfp4,nvfp4
+	./$(BIN) bench --casts
 loc:
 	@wc -l train.cu model.cuh fp8.cuh scaling.cuh Makefile README.md | sed '$$d'
 	@echo "$$(cat train.cu model.cuh fp8.cuh scaling.cuh ops/* | wc -l) of 5000: train.cu model.cuh fp8.cuh scaling.cuh ops/"

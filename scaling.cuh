@@ -7,6 +7,7 @@
 //
 // Adding a recipe is adding a row to this table. Every column is also a key on the command line, hybrid:margin=1.
 #pragma once
+#include "ops/elementwise.cuh"
 #include "ops/matmul.cuh"
 #include <array>
 #include <functional>
@@ -363,6 +364,7 @@ inline Operand operand_of(const Tensor& t, Along k) {
     bool bytes = o.scale_elem != Elem::f32; // one for each row, of tiles too
     o.scale_rows = bytes ? 1 : c.block.rows, o.scale_values = bytes ? values_of(o.scale_elem).floats : nullptr;
     o.factor = c.scaling == Scaling::nvfp4 ? &copy.factors->amax : nullptr;
+    o.exact = bytes || c.pow2_scales;
     return o;
 }
 

@@ -4,6 +4,7 @@
 // Results go to stdout, everything else to stderr. Status: 0 done, 1 failed, 2 usage, 130 or 143 stopped by a signal.
 #include "data/corpus.h"
 #include "diagnostics.cuh"
+#include "ops/cast_bench.cuh"
 #include "run/cast.h"
 #include "run/checkpoint.h"
 #include "run/data.h"
@@ -502,6 +503,14 @@ static int recipes_command(const Options& o) {
 // what else the machine does falls on all of them.
 static int bench_command(const Options& o) {
     std::string device = set_machine(o);
+    if (o.casts) {
+        note("%s; GB/s of BF16 input, medians of rounds", device.c_str());
+        for (auto [R, C] : {std::pair(3072, 3072), {512, 768}}) {
+            result(format("matrices of %d x %d", R, C));
+            bench_casts(R, C, (int)o.steps, [](const char* name, double rate) { result(format("  %-32s %6.2f GB/s", name, rate)); });
+        }
+        return 0;
+    }
     Config config = {o.layers, o.heads, o.channels, o.seq_len, o.vocab ? o.vocab : 256};
     std::vector<GPT> models(o.arms.size());
     std::vector<std::vector<double>> ms(o.arms.size());

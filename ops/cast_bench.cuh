@@ -55,7 +55,7 @@ inline void bench_casts(int R, int C, int repeats, void (*print)(const char* nam
         add(named("mxfp8 e4m3"), [=] { cast_mx(q, s, x, {.elem = E4M3}, t, R, C); });
         add(named("mxfp8 e5m2"), [=] { cast_mx(q, s, x, {.elem = E5M2}, t, R, C); });
         add(named("mxfp6 e2m3"), [=] { cast_mx(q, s, x, {.elem = E2M3}, t, R, C); });
-        add(named("mxfp4"), [=] { cast_mx(q, s, x, {.elem = E2M1}, t, R, C); });
+        add(named("mxfp4 e2m1"), [=] { cast_mx(q, s, x, {.elem = E2M1}, t, R, C); });
         add(named("nvfp4 1x16"), [=] { cast_nvfp4(q, s, amax, f, x, {.elem = E2M1, .block = {1, 16}}, t, R, C); });
         add(named("nvfp4 1x16, stochastic"), [=] { cast_nvfp4(q, s, amax, f, x, sr, t, R, C, 7); });
         add(named("nvfp4 16x16"), [=] { cast_nvfp4(q, s, amax, f, x, {.elem = E2M1, .block = {16, 16}}, t, R, C); });

@@ -6,7 +6,8 @@
 //
 // Scales of blocks are applied to elements, which BF16 then holds exactly (fp8.cuh, section 6); scales of a whole tensor
 // to the finished sum: out = ((sum * scale_inv_a) * scale_inv_b) + bias, and for two NVFP4 operands, whose tensor scales
-// are amaxes, sum * (amax_a * amax_b / (36 * 448^2)).
+// are amaxes, sum * (amax_a * amax_b / (36 * 448^2)). Scales that BF16 cannot take (FP32 ones that are no powers of two)
+// multiply the sum of each block instead, and only the row function does that.
 #pragma once
 #include "fp8.cuh"
 #include "ops/matmul_cpu.h"
@@ -53,13 +54,13 @@ HD INLINE float block_scale(const Operand& o, size_t row, size_t k) {
     if (o.scale_elem == Elem::f32) return ((const float*)o.scales)[i];
     return decode(format_of(o.scale_elem), ((const uint8_t*)o.scales)[i]);
 }
-HD INLINE real fetch(const Operand& o, size_t row, size_t k) {
+HD INLINE real fetch(const Operand& o, size_t row, size_t k, bool scaled = true) {
     size_t i = o.k_contiguous ? row * o.ld + k : k * o.ld + row;
     if (o.elem == Elem::bf16) return (real)((const bf16*)o.data)[i];
     if (o.elem == Elem::f32) return ((const real*)o.data)[i];
     const uint8_t* codes = (const uint8_t*)o.data;
     float v = decode(format_of(o.elem), o.elem == Elem::e2m1 ? codes[i / 2] >> i % 2 * 4 & 15 : codes[i]);
-    return o.scales ? v * block_scale(o, row, k) : v;
+    return o.scales && scaled ? v * block_scale(o, row, k) : v;
 }
 // sum over k < K of a(k) b(k) in pair order
 template <class A, class B> HD INLINE real dot_in_pairs(int K, A a, B b) {
@@ -92,6 +93,16 @@ HD INLINE Factors factors_of(const Gemm& s) {
         return {*s.a.factor * *s.b.factor / (nvfp4 * nvfp4), 1};
     return {s.scale_a * factor_of(s.a), s.scale_b * factor_of(s.b)};
 }
+// sum over blocks of (sum over the block of codes) * scale_a * scale_b, both operands in blocks along k of `block`
+HD INLINE real dot_in_blocks(const Operand& a, const Operand& b, size_t m, size_t n, int K, int block) {
+    real sum = 0;
+    for (int k0 = 0; k0 < K; k0 += block) {
+        real part = dot_in_pairs(K - k0 < block ? K - k0 : block, [&](int k) { return fetch(a, m, k0 + k, a.exact); },
+                                 [&](int k) { return fetch(b, n, k0 + k, b.exact); });
+        sum += part * (a.exact ? 1 : block_scale(a, m, k0)) * (b.exact ? 1 : block_scale(b, n, k0));
+    }
+    return sum;
+}
 struct Narrow { int mbits, interval; }; // of the accumulator; 0: FP32
 inline Narrow narrow = {0, 0};
 
@@ -100,7 +111,9 @@ HD inline void matmul_row(Lanes g, Gemm s, Narrow narrow, size_t m) {
     g.each(s.N, [=](int n) {
         auto a = [&](int k) { return fetch(s.a, m, k); };
         auto b = [&](int k) { return fetch(s.b, n, k); };
-        real acc = narrow.mbits ? dot_narrow(s.K, a, b, narrow.mbits, narrow.interval) : dot_in_pairs(s.K, a, b);
+        real acc = narrow.mbits                 ? dot_narrow(s.K, a, b, narrow.mbits, narrow.interval)
+                   : s.a.exact && s.b.exact ? dot_in_pairs(s.K, a, b)
+                                            : dot_in_blocks(s.a, s.b, m, n, s.K, s.a.exact ? s.b.block : s.a.block);
         size_t at = m * s.ld_out + n;
         acc = acc * f.a * f.b;
         if (s.out_elem == Elem::bf16) {
@@ -126,7 +139,7 @@ inline void matmul(const char* name, const Gemm& s) {
     double M = s.M, N = s.N, K = s.K, flops = 2 * M * N * K;
     double bytes = M * K * size(s.a.elem) + N * K * size(s.b.elem) + M * N * size(s.out_elem) * (s.accumulate ? 2 : 1);
     Narrow n = narrow;
-    if (machine.gpu || machine.kernels == Kernels::reference)
+    if (machine.gpu || machine.kernels == Kernels::reference || !s.a.exact || !s.b.exact)
         for_rows(name, bytes, s.M, [=] HD(Lanes g, int m) { matmul_row(g, s, n, m); }, flops);
     else
         profiled(name, bytes, flops, [&] { matmul_here(s); });

@@ -35,6 +35,7 @@ struct Operand {
     int block = 0, scale_rows = 1;       // elements along k (a multiple of 16) and rows (1, or one too) of a scale
     size_t ld_scales = 0;
     const float* factor = nullptr; // of the whole operand: the caller folds it into scale_a or scale_b; not read here
+    bool exact = true;             // values times scales are; else scales multiply sums of blocks, which is not done here
 };
 
 // out[m, n] = (accumulate ? out[m, n] : 0) + (sum over k of a[m, k] b[n, k]) * scale_a * scale_b + bias[n]

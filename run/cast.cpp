@@ -1,19 +1,21 @@
 // Words come in, lines go out; between them stand encode() and decode() of fp8.cuh. Half a second per million lines.
 #include "run/cast.h"
-#include "fp8.cuh"
+#include "scaling.cuh"
 #include <algorithm>
 #include <charconv>
 #include <string_view>
 #include <unistd.h>
 
-// Formats whose values share scales, block by block. MXFP6 has two kinds of elements; this is the one for x and w.
-struct BlockFormat { const char* name; Format elem, scale; int block; const char* use; };
-static constexpr BlockFormat block_formats[] = {
-    {"mxfp8", E4M3, E8M0, 32, "weights, activations and gradients"},
-    {"mxfp6", E2M3, E8M0, 32, "gradients as e3m2; a code takes a whole byte here"},
-    {"mxfp4", E2M1, E8M0, 32, "two codes to a byte"},
-    {"nvfp4", E2M1, E4M3, 16, "two codes to a byte; and one fp32 per tensor"},
-};
+// Formats whose values share scales, block by block: how the recipes of that name store x.
+struct BlockFormat { const char* name; Format elem, scale; int block; std::string use; };
+static std::vector<BlockFormat> find_block_formats() {
+    std::vector<BlockFormat> all;
+    for (const Recipe& r : recipes)
+        if (Format scale = format_of(kind_of(r.x).scales); scale.bits() == 8)
+            all.push_back({r.name.c_str(), r.x.elem, scale, r.x.block.cols, r.about.substr(0, r.about.find(';'))});
+    return all;
+}
+static const std::vector<BlockFormat> block_formats = find_block_formats();
 
 // --- numbers as text ---------------------------------------------------------------------------------------------
 template <class T> static bool read_as(T& x, const char* first, const char* last) {
@@ -170,8 +172,7 @@ struct Caster {
             fail_usage("--scale-rule: %s has no MX scales. hint: mxfp8, mxfp6 and mxfp4 do", o.args[0].c_str());
         if (stochastic && (f.bits() > 8 || f == E8M0))
             fail_usage("--round sr: %s is rounded to %s only", f.name, f == E8M0 ? "the next power of two" : "nearest");
-        const char* rules[] = {"rceil", "floor", "ceil", "even"}; // in the order of the enum
-        rule = (ScaleRule)(std::find(rules, rules + 3, o.scale_rule) - rules);
+        rule = (ScaleRule)choose(o.scale_rule, rules);
     }
     void add(Value v) {
         if (!block) return element(v, 1, 1, nullptr);
@@ -300,7 +301,7 @@ std::string formats_text(bool json) {
                 .set("use", b.use).dump() + "\n";
         else
             s += format("%-8s %-6d %-8s %-6s %.2f%-14s %s\n", b.name, b.block, b.elem.name, b.scale.name, bits,
-                        stored == bits ? "" : format(" (stored %.2f)", stored).c_str(), b.use);
+                        stored == bits ? "" : format(" (stored %.2f)", stored).c_str(), b.use.c_str());
     }
     return s;
 }

@@ -106,6 +106,7 @@ static const Row rows[] = {
     {"threads", "N", {&Options::threads, 1, 4096}, RUNS, "(all cores)", "CPU threads; any number gives the same bits"},
     {"kernels", "reference|portable|fast", {&Options::kernels}, RUNS, "fast",
         "reference: the definitions, slow; portable: no special instructions; fast: whatever this machine has"},
+    {"casts", "", {&Options::casts}, BENCH, "", "GB/s of every cast of BF16 matrices, instead of steps"},
     {"profile", "", {&Options::profile}, TRAIN | BENCH, "", "time and bandwidth of every operation"},
     {"json", "", {&Options::json}, EVAL | INSPECT | BENCH | CAST | FORMATS | RECIPES, "", "one JSON object per line"},
     {"quiet", "", {&Options::quiet}, RUNS, "", "results only: no progress, no notes"},

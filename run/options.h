@@ -37,7 +37,7 @@ struct Options {
     int64_t steps = 0, warmup = 0, eval_every = 0, sample_every = 0, stats_every = 0, seed = 0;
     double lr = 0, min_lr = 0, weight_decay = 0, grad_clip = 0, temperature = 0;
     float scale = 0;
-    bool profile = false, json = false, quiet = false, help = false, version = false;
+    bool casts = false, profile = false, json = false, quiet = false, help = false, version = false;
 };
 
 // Reads a command line; argv[0] is not looked at. Usage errors (exit status 2) name the option, the value and what is
