@@ -19,8 +19,16 @@ template <class T> Operand rows_of(const T* data, size_t ld) { return {data, ele
 template <class T> Operand columns_of(const T* data, size_t ld) { return {data, elem<T>, false, ld}; }
 
 HD INLINE Format format_of(Elem e) {
-    return e == Elem::e4m3 ? E4M3 : e == Elem::e5m2 ? E5M2 : e == Elem::e3m2 ? E3M2 : e == Elem::e2m3 ? E2M3
-         : e == Elem::e2m1 ? E2M1 : e == Elem::e8m0 ? E8M0 : e == Elem::bf16 ? BF16 : FP32;
+    switch (e) {
+    case Elem::bf16: return BF16;
+    case Elem::e4m3: return E4M3;
+    case Elem::e5m2: return E5M2;
+    case Elem::e3m2: return E3M2;
+    case Elem::e2m3: return E2M3;
+    case Elem::e2m1: return E2M1;
+    case Elem::e8m0: return E8M0;
+    default: return FP32;
+    }
 }
 inline Elem elem_of(Format f) {
     for (int e = 0; e <= (int)Elem::e8m0; e++)
