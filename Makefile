@@ -60,11 +60,14 @@ GENCODE   = $(foreach a,$(ARCHS),-gencode arch=compute_$(a)$(comma)code=sm_$(a))
 NVFLAGS   = -x cu -std=c++20 -O3 -fmad=false --extended-lambda --expt-relaxed-constexpr $(GENCODE) -Xcudafe --display_error_number \
             $(DEFS) -MMD -MP -I. -Xcompiler $(subst $() ,$(comma),$(strip $(OPT) $(MARCHFLAG) $(WIDE) $(NUMERIC) $(OPENMP) -Wall -Wextra -Wno-unknown-pragmas -Wno-psabi -Wno-unused-parameter))
 
-# Objects of different kinds never share a folder, so that changing ARCH, ACT or the sanitizer needs no `make clean`.
+# Objects of different kinds never share a folder, so that changing ARCH, ACT or the sanitizer needs no `make clean`;
+# what does not know `act` nor the GPU is compiled once for all of them.
 KIND  := $(if $(ARCHS),sm$(subst $() ,-,$(ARCHS)),cpu)-$(ACT)$(if $(SAN),-san)
 B     := build/$(KIND)
 BIN   := $(if $(SAN),$(B)/train,$(if $(filter float,$(ACT)),train-f32,train))
-PLAIN := $(if $(filter standin,$(ACT)),,$(B)/ops/cast.o) $(patsubst %.cpp,$(B)/%.o,$(wildcard ops/*.cpp $(if $(filter bf16 float,$(ACT)),run/*.cpp data/*.cpp)))
+PLAIN_DIR := build/plain$(if $(SAN),-san)
+PLAIN := $(patsubst %.cpp,$(PLAIN_DIR)/%.o,$(filter-out run/cast.cpp,$(wildcard ops/*.cpp run/*.cpp data/*.cpp))) \
+         $(if $(filter standin,$(ACT)),,$(B)/ops/cast.o) $(if $(filter bf16 float,$(ACT)),$(B)/run/cast.o)
 
 .PHONY: all say test test-one test-exhaustive asan bench loc format format-check clean FORCE
 all: say $(BIN)
@@ -79,9 +82,12 @@ $(B)/.last: FORCE
 $(B)/train.o $(B)/ops/cast.o: $(B)/%.o: %.cu Makefile
 	@mkdir -p $(@D)
 	$(if $(ARCHS),$(NVCC) $(NVFLAGS),$(CXX) -x c++ $(CXXFLAGS)) -c $< -o $@
-$(B)/ops/%.o: DEFS := $(filter-out -DULP_STANDIN,$(DEFS)) # only tests hold the stand-in
-$(B)/run/version.o: CXXFLAGS += -DULP_VERSION='"$(VERSION)"'
+$(PLAIN_DIR)/run/version.o: CXXFLAGS += -DULP_VERSION='"$(VERSION)"'
 $(B)/%.o: %.cpp Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS) -c $< -o $@
+$(PLAIN_DIR)/%.o: DEFS :=
+$(PLAIN_DIR)/%.o: %.cpp Makefile
 	@mkdir -p $(@D)
 	$(CXX) $(CXXFLAGS) -c $< -o $@
 -include $(shell find build -name '*.d' 2>/dev/null)
