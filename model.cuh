@@ -188,7 +188,7 @@ inline void update_scales(GPT& g, bool backward) {
 }
 
 // --- memory ------------------------------------------------------------------------------------------------------
-constexpr int MEASURED_ROWS = 256, SUMS = 8; // of measure() in diagnostics.cuh
+constexpr int MEASURED_ROWS = 64, SUMS = 8; // of measure() in diagnostics.cuh
 inline size_t measure_scratch(size_t rows, size_t cols) { return SUMS * rows + 3 * MEASURED_ROWS * cols; } // floats
 
 // Copies of operands. A weight keeps both; of an input is kept what wgrad reads; all else is scratch, which the next
