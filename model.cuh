@@ -170,7 +170,7 @@ inline const Recipe& recorded_for(const GPT& g, int k) {
     return g.stages[k].recipe;
 }
 inline void set_stage(GPT& g, int k) {
-    g.stage = k;
+    bool moves = k != std::exchange(g.stage, k) && g.delayed;
     const Recipe &r = g.stages[k].recipe, &d = recorded_for(g, k);
     narrow = {r.accum.mbits, r.accum.interval};
     for_each_ruled(g, k, [&](Linear& l, int, const Recipe& r) {
@@ -178,6 +178,8 @@ inline void set_stage(GPT& g, int k) {
         for (auto [q, cast] : {std::pair(&l.x, &d.x), {&l.w, &d.w}, {&l.dy, &d.dy}})
             if (q->delayed) q->delayed->max = ldexpf(cast->elem.max, -d.margin);
     });
+    if (moves) // another format, margin or window than the scales were made for
+        update_scales(g.delayed, g.history, g.all_delayed, g.history_len, d.amax_history_len, d.amax_compute_algo, true);
 }
 // After the casts of a pass, TransformerEngine's times: x and w after forward, dy after backward.
 inline void update_scales(GPT& g, bool backward) {

@@ -131,6 +131,7 @@ inline const CastKey cast_keys[] = {
          Scaling s = (Scaling)choose(v, names);
          if (s == c.scaling) return;
          c.scaling = s, c.block = kind_of(c).block, c.pow2_scales = s == Scaling::blockwise;
+         c.rht &= s == Scaling::mx || s == Scaling::nvfp4;
          if (!word_in(c.elem.name, kind_of(c).takes)) c.elem = s == Scaling::nvfp4 ? E2M1 : is_quantized(c) ? E4M3 : BF16;
      }, [](const Cast& c) { return std::string(kind_of(c).name); }, [](const Cast&) { return true; }},
     {"format", [](Cast& c, const std::string& v) {
@@ -140,7 +141,7 @@ inline const CastKey cast_keys[] = {
     {"block", [](Cast& c, const std::string& v) {
          if (sscanf(v.c_str(), "%dx%d", &c.block.rows, &c.block.cols) != 2 || block_text(c.block) != v)
              throw KeyError{"must be ROWSxCOLS, 1x16 for example"};
-     }, [](const Cast& c) { return block_text(c.block); }, [](const Cast& c) { return c.block.cols > 0; }},
+     }, [](const Cast& c) { return block_text(c.block); }, [](const Cast& c) { return kind_of(c).block.cols > 0; }},
     {"scale_rule", [](Cast& c, const std::string& v) { c.rule = (ScaleRule)choose(v, rules); },
      [](const Cast& c) { return std::string(rules[(int)c.rule]); }, [](const Cast& c) { return c.scaling == Scaling::mx; }},
     {"round", [](Cast& c, const std::string& v) { c.round = (Rounding)choose(v, roundings); },
@@ -185,8 +186,9 @@ inline const RecipeKey recipe_keys[] = {
     {"loss_scale", [](Recipe& r, const std::string& v) { r.loss_scale = number_in(v, 1e-30, 1e30); },
      [](const Recipe& r) { return format("%.9g", r.loss_scale); }, [](const Recipe&) { return true; }},
     {"accum", [](Recipe& r, const std::string& v) {
-         if (sscanf(v.c_str(), "%d/%d", &r.accum.mbits, &r.accum.interval) != 2 || r.accum.mbits < 1 ||
-             r.accum.mbits > 23 || r.accum.interval < 1)
+         Accum& a = r.accum;
+         if (sscanf(v.c_str(), "%d/%d", &a.mbits, &a.interval) != 2 || v != format("%d/%d", a.mbits, a.interval) ||
+             a.mbits < 1 || a.mbits > 23 || a.interval < 1)
              throw KeyError{"must be BITS/INTERVAL, 14/128 for example: 1 to 23 mantissa bits"};
      }, [](const Recipe& r) { return format("%d/%d", r.accum.mbits, r.accum.interval); }, [](const Recipe&) { return true; }},
 };
@@ -275,18 +277,19 @@ HD INLINE float window_max(Lanes g, const float* ring, int capacity, int positio
     return (float)(near > far ? near : far);
 }
 // For each of `count` operands: nothing recorded, nothing changes; otherwise the observation enters the window, and the
-// scale follows (TransformerEngine's amax_and_scale_update). history (count, capacity), capacity >= L.
-inline void update_scales(Delayed* state, float* history, int count, int capacity, int L, Algo algo) {
+// scale follows (TransformerEngine's amax_and_scale_update). history (count, capacity), capacity >= L. again: the scales
+// follow once more, from what the window holds, because L, algo or max are others now.
+inline void update_scales(Delayed* state, float* history, int count, int capacity, int L, Algo algo, bool again = false) {
     for_rows("update_scales", 4.0 * count * L, count, [=] HD(Lanes g, int i) {
         Delayed d = state[i];
-        if (d.last == 0) return;
+        if (d.last == 0 && !again) return;
         float* ring = history + (size_t)i * capacity;
         g.sync();
-        if (g.first()) ring[d.position] = d.last;
+        if (g.first() && !again) ring[d.position] = d.last;
         g.sync();
-        int next = d.position + 1 < capacity ? d.position + 1 : 0;
-        float amax = algo == Algo::most_recent ? d.last : window_max(g, ring, capacity, d.position + 1, L);
-        if (g.first()) state[i] = {next_scale(d.max, amax, d.scale), 0, d.max, next};
+        int end = again ? d.position : d.position + 1;
+        float amax = window_max(g, ring, capacity, end, algo == Algo::most_recent ? 1 : L);
+        if (g.first()) state[i] = {next_scale(d.max, amax, d.scale), 0, d.max, end < capacity ? end : 0};
     });
 }
 

@@ -347,7 +347,7 @@ static Dump dump_of(const Options& o, const std::vector<std::string>& layers) {
     if (o.dump.empty()) return {};
     size_t colon = o.dump.find(':'), at = o.dump.find('@');
     Dump d;
-    if (colon < at && at < o.dump.size())
+    if (colon < at && at < o.dump.size() && is_number(o.dump.substr(at + 1)))
         d = {o.dump.substr(0, colon), o.dump.substr(colon + 1, at - colon - 1), atoll(o.dump.c_str() + at + 1)};
     if (std::find(layers.begin(), layers.end(), d.layer) == layers.end() || !word_in(d.operand, "x w dy") || d.step < 1 ||
         d.step > o.steps)
@@ -442,9 +442,11 @@ static int eval_command(const Options& o) {
     for (const Arm& arm : o.arms) stages.push_back(stages_of(arm, o, config.layers));
     tokens->vocab = config.vocab;
     for (size_t i = 0; i < o.arms.size(); i++) {
-        const Recipe& recipe = stages[i].back().recipe; // an arm of stages ends in the last one
+        RecipeStage last = stages[i].back(); // an arm of stages ends in it
+        Recipe& recipe = last.recipe;
+        recipe.amax_history_len = 8, recipe.amax_compute_algo = Algo::max; // calibration: one update, from all its batches
         GPT g;
-        load(g, o.args[0], o.seq_len, o.batch_size, {{0, recipes[0], {}}, stages[i].back()});
+        load(g, o.args[0], o.seq_len, o.batch_size, {{0, recipes[0], {}}, last});
         Batches batches(*tokens, g.B, g.T, false, 0);
         if (i == 0)
             note("%s. %s: %llu windows of %d tokens", device.c_str(), tokens->name.c_str(),
