@@ -3,6 +3,7 @@
 #pragma once
 #include "model.cuh"
 #include "run/log.h"
+#include "run/options.h"
 #include "run/safetensors.h"
 
 // --- measuring one -----------------------------------------------------------------------------------------------
@@ -41,8 +42,9 @@ inline TensorStats measure(const Tensor& t, float* scratch) {
             });
             g.sync();
             auto square = [](real a) { return a * a; };
+            auto nonzero = [](real a) { return (real)(a != 0); };
             float s[SUMS] = {
-                (float)g.sum(C, [](real x) { return (real)(x != 0); }, x), (float)g.sum(C, [](real q) { return (real)(q != 0); }, q),
+                (float)g.sum(C, nonzero, x), (float)g.sum(C, nonzero, q),
                 (float)g.sum(C, [=](real y) { return (real)(y > max || y < -max); }, scaled),
                 (float)g.sum(C, square, x), (float)g.sum(C, [=](real x, real q) { return square(x - q); }, x, q),
                 (float)g.sum(C, [](real x, real q) { return q - x; }, x, q), (float)g.sum(C, Magnitude(), x),
@@ -81,8 +83,9 @@ inline void watch_stats(GPT& g, TensorRows& rows) {
                 return;
             }
             TensorStats s = measure(t, g.measured);
-            rows[key] = {q.cast.elem.name, number(s.amax), std::isnan(s.scale) ? "" : number(s.scale), number(s.underflow),
-                         number(s.saturation), number(s.sqnr_db), number(s.bias)};
+            std::string scale = std::isnan(s.scale) ? "" : number(s.scale);
+            rows[key] = {q.cast.elem.name, number(s.amax), scale, number(s.underflow), number(s.saturation),
+                         number(s.sqnr_db), number(s.bias)};
         };
     });
 }
@@ -97,6 +100,18 @@ inline void write_stats(GPT& g, TensorRows& rows, Log& log, const std::string& a
 }
 // --dump LAYER:OPERAND@STEP: the operand, its codes and scales, in a safetensors file.
 struct Dump { std::string layer, operand; int64_t step = 0; };
+inline Dump dump_of(const Options& o, const std::vector<std::string>& layers) {
+    if (o.dump.empty()) return {};
+    size_t colon = o.dump.find(':'), at = o.dump.find('@');
+    Dump d;
+    if (colon < at && at < o.dump.size() && is_number(o.dump.substr(at + 1)))
+        d = {o.dump.substr(0, colon), o.dump.substr(colon + 1, at - colon - 1), atoll(o.dump.c_str() + at + 1)};
+    bool known = std::find(layers.begin(), layers.end(), d.layer) < layers.end() && word_in(d.operand, "x w dy");
+    if (!known || d.step < 1 || d.step > o.steps)
+        fail_usage("--dump %s: it takes LAYER:OPERAND@STEP with a layer such as %s, an operand of x, w, dy and a step "
+                   "from 1 to --steps %lld", o.dump.c_str(), layers[0].c_str(), (long long)o.steps);
+    return d;
+}
 inline void watch_dump(GPT& g, const Dump& d, const std::string& path) {
     for_each_operand(g, [&](const std::string& layer, const char* operand, Quantizer& q) {
         if (layer != d.layer || operand != d.operand) return;

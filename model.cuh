@@ -68,13 +68,14 @@ struct RecipeStage {
     Recipe recipe;
     std::vector<bool> skip;
 };
+inline const std::vector<RecipeStage> bf16_only = {{0, recipes[0], {}}};
 
 enum class Use { inference, training };
 struct GPT {
     Config config{};
     int B = 0, T = 0; // the largest batch the activations hold
     Use use = Use::inference;
-    std::vector<RecipeStage> stages = {{0, recipes[0], {}}};
+    std::vector<RecipeStage> stages = bf16_only;
     int stage = 0;
     Pass pass;
     Arena arena;
@@ -179,14 +180,15 @@ inline void set_stage(GPT& g, int k) {
             if (q->delayed) q->delayed->max = ldexpf(cast->elem.max, -d.margin);
     });
     if (moves) // another format, margin or window than the scales were made for
-        update_scales(g.delayed, g.history, g.all_delayed, g.history_len, d.amax_history_len, d.amax_compute_algo, true);
+        update_scales(g.delayed, g.history, g.all_delayed, g.history_len, d.amax_history_len, d.amax_compute_algo,
+                      true);
 }
 // After the casts of a pass, TransformerEngine's times: x and w after forward, dy after backward.
 inline void update_scales(GPT& g, bool backward) {
     const Recipe& r = recorded_for(g, g.stage);
     int first = backward ? g.forward_delayed : 0, count = (backward ? g.all_delayed : g.forward_delayed) - first;
-    update_scales(g.delayed + first, g.history + (size_t)first * g.history_len, count, g.history_len, r.amax_history_len,
-                  r.amax_compute_algo);
+    update_scales(g.delayed + first, g.history + (size_t)first * g.history_len, count, g.history_len,
+                  r.amax_history_len, r.amax_compute_algo);
 }
 
 // --- memory ------------------------------------------------------------------------------------------------------
@@ -225,7 +227,8 @@ inline void plan_copies(GPT& g) {
                 auto& bytes = q.plan.bytes[(int)k];
                 bytes = largest(bytes, q.bytes(k, rows, cols));
                 q.plan.kept[(int)k] |= w || (x && train && (k == Along::rows || q.shares()));
-                measured = std::max({measured, measure_scratch(rows, cols), measure_scratch(cols, q.contraction((int)rows))});
+                measured = std::max({measured, measure_scratch(rows, cols),
+                                     measure_scratch(cols, q.contraction((int)rows))});
             }
         });
     }
@@ -240,7 +243,9 @@ inline void plan_copies(GPT& g) {
         }
     });
     Arena& a = g.arena;
-    auto take = [&](Copy& c, CopyBytes b, const char* category) { a.take(c.codes, category, b.codes), a.take(c.scales, category, b.scales); };
+    auto take = [&](Copy& c, CopyBytes b, const char* category) {
+        a.take(c.codes, category, b.codes), a.take(c.scales, category, b.scales);
+    };
     Copy scratch[2];
     take(scratch[0], largest_scratch[0], "scratch"), take(scratch[1], largest_scratch[1], "scratch");
     a.take(amaxes, "scratch", most_amaxes / 4), a.take(for_transform, "scratch", transformed);
@@ -301,7 +306,7 @@ inline void plan(GPT& g) { // runs twice, see Arena
         }
         input(b.ln1, b.attn_qkv, N * c, g.dbranch), input(b.ln2, b.mlp_fc, N * c, g.dbranch);
         input(b.gelu, b.mlp_proj, N * 4 * c, g.dwide);
-        a.take(b.att, b.attn_proj.keeps_x ? inputs : saved, N * c); // attention's backward reads it, whatever wgrad does
+        a.take(b.att, b.attn_proj.keeps_x ? inputs : saved, N * c); // attention's backward reads it too
         a.take(b.qkv, saved, N * 3 * c), a.take(b.mid, saved, N * c), a.take(b.fc, saved, N * 4 * c);
         a.take(b.out, saved, N * c), a.take(b.lse, saved, N * NH);
         a.take(b.mean1, saved, N), a.take(b.rstd1, saved, N), a.take(b.mean2, saved, N), a.take(b.rstd2, saved, N);
@@ -321,7 +326,7 @@ inline void plan(GPT& g) { // runs twice, see Arena
 }
 // Memory for batches of at most B rows of at most T tokens, under any of the stages. Weights are zero until loaded or
 // initialised; delayed scales are 1.
-inline void allocate(GPT& g, Config config, Use use, int B, int T, std::vector<RecipeStage> stages = {{0, recipes[0], {}}}) {
+inline void allocate(GPT& g, Config config, Use use, int B, int T, std::vector<RecipeStage> stages = bf16_only) {
     g.config = config, g.use = use, g.B = B, g.T = T, g.stages = stages;
     if (T > config.seq_len) fail("sequences of %d tokens, but the model has positions for %d", T, config.seq_len);
     shape_params(g);
@@ -358,8 +363,8 @@ inline void linear_forward(act* y, Linear& l, const act* x, int N) {
     matmul("fprop", {.out = y, .out_elem = elem<act>, .ld_out = (size_t)OC, .M = N, .N = OC, .K = C, .a = a, .b = b,
                      .bias = l.bias.operand});
 }
-// dx (N, C) is written; l's gradients are written, or added to when `accumulate`; dy (N, OC); x (N, C), or what forward's
-// cast has left of it
+// dx (N, C) is written; l's gradients are written, or added to when `accumulate`; dy (N, OC); x (N, C), or what
+// forward's cast has left of it
 inline void linear_backward(act* dx, Linear& l, const act* dy, const act* x, int N, bool accumulate, real* partial) {
     auto [OC, C] = std::pair(l.weight.rows, l.weight.cols);
     Tensor X = {x, N, C, &l.x}, W = {l.weight.operand, OC, C, &l.w}, DY = {dy, N, OC, &l.dy};
@@ -451,8 +456,8 @@ inline double gradient_norm(GPT& g) {
     });
     return sqrt(sum);
 }
-// Step t (from 1). Weight decay applies to matrices, embeddings included. clip: largest global norm; 0 for none. norm and
-// clip are those of the gradients divided by loss_scale.
+// Step t (from 1). Weight decay applies to matrices, embeddings included. clip: largest global norm; 0 for none. norm
+// and clip are those of the gradients divided by loss_scale.
 inline void update(GPT& g, int64_t t, double lr, double weight_decay, double clip, double norm, double loss_scale = 1) {
     double beta1 = 0.9, beta2 = 0.95;
     AdamW o = {.lr = (real)lr, .beta1 = (real)beta1, .beta2 = (real)beta2, .eps = (real)1e-8, .weight_decay = 0,

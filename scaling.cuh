@@ -57,7 +57,7 @@ inline const auto recipes = [] {
                   "an E8M0 scale per 32; OCP MX v1.0; plain, to nearest, which is ours"},
     {"nvfp4",     {E2M1, nvfp4, row16, rceil, rne, false, rht}, {E2M1, nvfp4, tile16},
                   {E2M1, nvfp4, row16, rceil, sr, false, rht},
-                  "an E4M3 scale per 16, weights per 16 x 16, below one per tensor; TransformerEngine NVFP4BlockScaling"},
+                  "an E4M3 scale per 16, w per 16 x 16, below one per tensor; TransformerEngine NVFP4BlockScaling"},
     {"unit",      {E4M3, unit}, {E4M3, unit}, {E5M2, unit}, "hybrid's formats without any scale: what scales are for"},
     });
 }();
@@ -109,7 +109,8 @@ template <size_t N> int choose(const std::string& value, const char* const (&nam
 inline double number_in(const std::string& value, double least, double most) {
     char* end;
     double v = strtod(value.c_str(), &end);
-    if (value.empty() || *end || !(v >= least && v <= most)) throw KeyError{format("must be from %g to %g", least, most)};
+    if (value.empty() || *end || !(v >= least && v <= most))
+        throw KeyError{format("must be from %g to %g", least, most)};
     return v;
 }
 inline int integer_in(const std::string& value, int least, int most) {
@@ -132,7 +133,8 @@ inline const CastKey cast_keys[] = {
          if (s == c.scaling) return;
          c.scaling = s, c.block = kind_of(c).block, c.pow2_scales = s == Scaling::blockwise;
          c.rht &= s == Scaling::mx || s == Scaling::nvfp4;
-         if (!word_in(c.elem.name, kind_of(c).takes)) c.elem = s == Scaling::nvfp4 ? E2M1 : is_quantized(c) ? E4M3 : BF16;
+         if (!word_in(c.elem.name, kind_of(c).takes))
+             c.elem = s == Scaling::nvfp4 ? E2M1 : is_quantized(c) ? E4M3 : BF16;
      }, [](const Cast& c) { return std::string(kind_of(c).name); }, [](const Cast&) { return true; }},
     {"format", [](Cast& c, const std::string& v) {
          const char* names[] = {"e4m3", "e5m2", "e3m2", "e2m3", "e2m1"};
@@ -143,7 +145,8 @@ inline const CastKey cast_keys[] = {
              throw KeyError{"must be ROWSxCOLS, 1x16 for example"};
      }, [](const Cast& c) { return block_text(c.block); }, [](const Cast& c) { return kind_of(c).block.cols > 0; }},
     {"scale_rule", [](Cast& c, const std::string& v) { c.rule = (ScaleRule)choose(v, rules); },
-     [](const Cast& c) { return std::string(rules[(int)c.rule]); }, [](const Cast& c) { return c.scaling == Scaling::mx; }},
+     [](const Cast& c) { return std::string(rules[(int)c.rule]); },
+     [](const Cast& c) { return c.scaling == Scaling::mx; }},
     {"round", [](Cast& c, const std::string& v) { c.round = (Rounding)choose(v, roundings); },
      [](const Cast& c) { return std::string(roundings[(int)c.round]); }, is_quantized},
     {"pow2_scales", [](Cast& c, const std::string& v) { c.pow2_scales = integer_in(v, 0, 1); },
@@ -180,7 +183,8 @@ inline const RecipeKey recipe_keys[] = {
     {"fast_accum", [](Recipe& r, const std::string& v) { r.fast_accum = integer_in(v, 0, 1); },
      [](const Recipe& r) { return std::to_string(r.fast_accum); },
      [](const Recipe& r) { return r.fprop && is_per_tensor(r.x) && is_per_tensor(r.w); }},
-    {"skip", [](Recipe& r, const std::string& v) { r.skip = v; }, [](const Recipe& r) { return r.skip; }, any_quantized},
+    {"skip", [](Recipe& r, const std::string& v) { r.skip = v; }, [](const Recipe& r) { return r.skip; },
+     any_quantized},
     {"lr", [](Recipe& r, const std::string& v) { r.lr = number_in(v, 1e-30, 1000); },
      [](const Recipe& r) { return format("%.9g", r.lr); }, [](const Recipe&) { return true; }},
     {"loss_scale", [](Recipe& r, const std::string& v) { r.loss_scale = number_in(v, 1e-30, 1e30); },
@@ -190,7 +194,8 @@ inline const RecipeKey recipe_keys[] = {
          if (sscanf(v.c_str(), "%d/%d", &a.mbits, &a.interval) != 2 || v != format("%d/%d", a.mbits, a.interval) ||
              a.mbits < 1 || a.mbits > 23 || a.interval < 1)
              throw KeyError{"must be BITS/INTERVAL, 14/128 for example: 1 to 23 mantissa bits"};
-     }, [](const Recipe& r) { return format("%d/%d", r.accum.mbits, r.accum.interval); }, [](const Recipe&) { return true; }},
+     }, [](const Recipe& r) { return format("%d/%d", r.accum.mbits, r.accum.interval); },
+     [](const Recipe&) { return true; }},
 };
 // Why no hardware and no GEMM here takes such a row; "" if they do.
 inline std::string refusal(const Recipe& r) {
@@ -203,14 +208,17 @@ inline std::string refusal(const Recipe& r) {
             return format("%s.block=%s with scaling=%s, which takes %s", name, block_text(c->block).c_str(), kind.name,
                           kind.blocks);
     }
-    auto both = [](const Cast& a, const Cast& b) { return is_quantized(a) && is_quantized(b) && a.elem == E5M2 && b.elem == E5M2; };
+    auto both = [](const Cast& a, const Cast& b) {
+        return is_quantized(a) && is_quantized(b) && a.elem == E5M2 && b.elem == E5M2;
+    };
     if ((r.fprop && both(r.x, r.w)) || (r.dgrad && both(r.dy, r.w)) || (r.wgrad && both(r.dy, r.x)))
         return format("E5M2 on both sides of %s: no tensor core multiplies that",
                       r.fprop && both(r.x, r.w) ? "fprop" : r.dgrad && both(r.dy, r.w) ? "dgrad" : "wgrad");
     if (r.w.rht) return "w.rht=1: the Hadamard transform goes along tokens, which w has none of";
     if (r.wgrad && r.x.rht != r.dy.rht)
         return "rht of x but not of dy, or the other way round: it cancels in wgrad only if both went through it";
-    if (any_quantized(r) && !r.fprop && !r.dgrad && !r.wgrad) return "fprop=0, dgrad=0 and wgrad=0 leave nothing to quantize";
+    if (any_quantized(r) && !r.fprop && !r.dgrad && !r.wgrad)
+        return "fprop=0, dgrad=0 and wgrad=0 leave nothing to quantize";
     return "";
 }
 inline std::vector<std::string> recipe_names() {
@@ -225,8 +233,8 @@ inline std::vector<std::string> key_names() {
         for (const char* operand : {"", "x.", "w.", "dy."}) names.push_back(std::string(operand) + k.name);
     return names;
 }
-// The row called `name` with `keys` set. Throws KeyError: no such row, no such key, a value that is none, a key that the
-// row, as it ends up, has no use for, a row that is refused.
+// The row called `name` with `keys` set. Throws KeyError: no such row, no such key, a value that is none, a key that
+// the row, as it ends up, has no use for, a row that is refused.
 inline Recipe resolve(const std::string& name, const Keys& keys) {
     auto row = std::find_if(recipes.begin(), recipes.end(), [&](const Recipe& r) { return r.name == name; });
     if (row == recipes.end()) throw KeyError{"there is no recipe " + name, name, recipe_names()};
@@ -273,13 +281,15 @@ HD INLINE float next_scale(float max, float amax, float scale) { return scale_fo
 HD INLINE float window_max(Lanes g, const float* ring, int capacity, int position, int L) {
     int older = L > position ? L - position : 0; // of the window, at the ring's far end
     auto itself = [](real x) { return x; };
-    real near = g.max(L - older, itself, ring + position - (L - older)), far = g.max(older, itself, ring + capacity - older);
+    real near = g.max(L - older, itself, ring + position - (L - older));
+    real far = g.max(older, itself, ring + capacity - older);
     return (float)(near > far ? near : far);
 }
 // For each of `count` operands: nothing recorded, nothing changes; otherwise the observation enters the window, and the
-// scale follows (TransformerEngine's amax_and_scale_update). history (count, capacity), capacity >= L. again: the scales
-// follow once more, from what the window holds, because L, algo or max are others now.
-inline void update_scales(Delayed* state, float* history, int count, int capacity, int L, Algo algo, bool again = false) {
+// scale follows (TransformerEngine's amax_and_scale_update). history (count, capacity), capacity >= L. again: the
+// scales follow once more, from what the window holds, because L, algo or max are others now.
+inline void update_scales(Delayed* state, float* history, int count, int capacity, int L, Algo algo,
+                          bool again = false) {
     for_rows("update_scales", 4.0 * count * L, count, [=] HD(Lanes g, int i) {
         Delayed d = state[i];
         if (d.last == 0 && !again) return;
@@ -300,8 +310,8 @@ struct Pass {
     uint64_t seed = 0, step = 0, micro = 0;
 };
 inline const Pass inference = {};
-// A GEMM contracts along an operand's columns (each row is a vector) or along its rows. x: cols in fprop, rows in wgrad;
-// w: cols in fprop, rows in dgrad; dy: cols in dgrad, rows in wgrad.
+// A GEMM contracts along an operand's columns (each row is a vector) or along its rows. x: cols in fprop, rows in
+// wgrad; w: cols in fprop, rows in dgrad; dy: cols in dgrad, rows in wgrad.
 enum class Along { cols, rows };
 
 struct Copy {
@@ -363,7 +373,8 @@ inline Operand operand_of(const Tensor& t, Along k) {
     Operand o = codes_of(copy.codes, c.elem, !strided, c.elem.bits() == 4 ? (K + 1) / 2 * 2 : K);
     o.factor = &copy.factors->scale_inv;
     if (c.block.cols == 0) return o;
-    o.scales = copy.scales, o.scale_elem = kind_of(c).scales, o.ld_scales = blocks(K, c.block.cols), o.block = c.block.cols;
+    o.scales = copy.scales, o.scale_elem = kind_of(c).scales;
+    o.ld_scales = blocks(K, c.block.cols), o.block = c.block.cols;
     bool bytes = o.scale_elem != Elem::f32; // one for each row, of tiles too
     o.scale_rows = bytes ? 1 : c.block.rows, o.scale_values = bytes ? values_of(o.scale_elem).floats : nullptr;
     o.factor = c.scaling == Scaling::nvfp4 ? &copy.factors->amax : nullptr;
@@ -397,7 +408,8 @@ inline void cast_copy(const Tensor& t, Along k) {
         return cast_tensor(to.codes, nullptr, x, &f->scale, c, transpose, R, C, key);
     case Scaling::delayed:
         set_factors(f, &q.delayed->scale, 0, false);
-        return cast_tensor(to.codes, q.pass->training ? &q.delayed->last : nullptr, x, &f->scale, c, transpose, R, C, key);
+        return cast_tensor(to.codes, q.pass->training ? &q.delayed->last : nullptr, x, &f->scale, c, transpose, R, C,
+                           key);
     case Scaling::current:
         fill_zero(&f->amax, 1);
         amax_tensor(&f->amax, x, (size_t)R * C);

@@ -117,14 +117,15 @@ static Recipe resolve_stage(const Arm& arm, const Stage& stage) try {
     return resolve(stage.name, stage.keys);
 } catch (const KeyError& e) {
     std::string hint = e.known.empty() ? "" : "the nearest is " + nearest(e.word, e.known) + "; ";
-    fail_usage("--recipe %s: %s. hint: %s`./train recipes` lists recipes and keys", arm.text.c_str(), e.text.c_str(), hint.c_str());
+    fail_usage("--recipe %s: %s. hint: %s`./train recipes` lists recipes and keys", arm.text.c_str(), e.text.c_str(),
+               hint.c_str());
 }
 static std::vector<RecipeStage> stages_of(const Arm& arm, const Options& o, int L) {
     std::vector<RecipeStage> stages;
     for (const Stage& s : arm.stages) {
         Recipe r = resolve_stage(arm, s);
         if (r.accum.mbits && o.kernels != "reference")
-            fail_usage("--recipe %s: accum needs --kernels reference, which sums one product at a time", arm.text.c_str());
+            fail_usage("--recipe %s: accum needs --kernels reference, which sums product by product", arm.text.c_str());
         std::string skip = o.skip + (o.skip.empty() || r.skip.empty() ? "" : "/") + r.skip;
         stages.push_back({s.from_step, r, match_layers(skip, linear_names(L))});
     }
@@ -142,7 +143,8 @@ static Json json_of(const Recipe& r) { // every key that the row has a use for
 static std::string cast_text(const Cast& c) {
     std::string text;
     for (const CastKey& k : cast_keys)
-        if (std::string v = k.get(c); k.used(c) && v != "0") text += (text.empty() ? "" : " ") + (v == "1" ? k.name : v);
+        if (std::string v = k.get(c); k.used(c) && v != "0")
+            text += (text.empty() ? "" : " ") + (v == "1" ? k.name : v);
     return text;
 }
 // Which layers run in what.
@@ -277,7 +279,8 @@ static void tell_progress(const Options& o, double loss) {
 }
 
 // --- one arm -----------------------------------------------------------------------------------------------------
-static End train_arm(Trainer& run, const Arm& arm, const std::vector<RecipeStage>& stages, const Dump& dump, int64_t seed) {
+static End train_arm(Trainer& run, const Arm& arm, const std::vector<RecipeStage>& stages, const Dump& dump,
+                     int64_t seed) {
     const Options& o = run.o;
     int B = o.batch_size, T = run.T(), N = B * T;
     GPT g;
@@ -343,18 +346,6 @@ static End train_arm(Trainer& run, const Arm& arm, const std::vector<RecipeStage
 }
 
 // --dump LAYER:OPERAND@STEP
-static Dump dump_of(const Options& o, const std::vector<std::string>& layers) {
-    if (o.dump.empty()) return {};
-    size_t colon = o.dump.find(':'), at = o.dump.find('@');
-    Dump d;
-    if (colon < at && at < o.dump.size() && is_number(o.dump.substr(at + 1)))
-        d = {o.dump.substr(0, colon), o.dump.substr(colon + 1, at - colon - 1), atoll(o.dump.c_str() + at + 1)};
-    if (std::find(layers.begin(), layers.end(), d.layer) == layers.end() || !word_in(d.operand, "x w dy") || d.step < 1 ||
-        d.step > o.steps)
-        fail_usage("--dump %s: it takes LAYER:OPERAND@STEP with a layer such as %s, an operand of x, w, dy and a step from "
-                   "1 to --steps %lld", o.dump.c_str(), layers[0].c_str(), (long long)o.steps);
-    return d;
-}
 static Config config_of(const Options& o, int data_vocab) {
     if (o.init.empty()) return {o.layers, o.heads, o.channels, o.seq_len, o.vocab ? o.vocab : data_vocab};
     Config c = read_config(o.init, o.given.count("heads") ? o.heads : 0);
@@ -386,14 +377,14 @@ static int train_command(const Options& o) {
     size_t largest = 0;
     for (size_t i = 0; i < o.arms.size(); i++) { // planned, not allocated: for what is told before step 1
         GPT shape;
-        shape.config = config, shape.use = Use::training, shape.B = o.batch_size, shape.T = run.T(), shape.stages = stages[i];
-        shape_params(shape), plan(shape);
+        shape.config = config, shape.use = Use::training, shape.B = o.batch_size, shape.T = run.T();
+        shape.stages = stages[i], shape_params(shape), plan(shape);
         params = 0, largest = std::max(largest, shape.arena.used);
         for_each_param(shape, [&](const std::string&, Param& p) { params += p.size(); });
         Json memory(Json::Object);
         for (auto& [category, bytes] : shape.arena.bytes) memory.set(category, bytes);
-        arms.add(Json(Json::Object).set("arm", o.arms[i].text).set("stages", stages_json(stages[i], linear_names(config.layers)))
-                     .set("emulated", true).set("memory_bytes", memory));
+        arms.add(Json(Json::Object).set("arm", o.arms[i].text).set("emulated", true).set("memory_bytes", memory)
+                     .set("stages", stages_json(stages[i], linear_names(config.layers))));
     }
     run.log.describe(Json(Json::Object).set("version", version()).set("device", device)
         .set("act", std::is_same_v<act, bf16> ? "bf16" : "fp32").set("options", settings(o)).set("arms", arms)
@@ -416,10 +407,10 @@ static int train_command(const Options& o) {
 }
 
 // --- the other commands ------------------------------------------------------------------------------------------
-static void load(GPT& g, const std::string& path, int T, int B, std::vector<RecipeStage> stages = {{0, recipes[0], {}}}) { // T = 0: the checkpoint's
+static void load(GPT& g, const std::string& path, int T, int B, std::vector<RecipeStage> stages = bf16_only) {
     Config config = read_config(path);
     if (T > config.seq_len) fail("--seq-len %d: %s has %d positions", T, path.c_str(), config.seq_len);
-    allocate(g, config, Use::inference, B, T ? T : config.seq_len, stages);
+    allocate(g, config, Use::inference, B, T ? T : config.seq_len, stages); // T 0: the checkpoint's
     load_checkpoint(path, named_tensors(g));
     publish(g);
 }
@@ -444,7 +435,7 @@ static int eval_command(const Options& o) {
     for (size_t i = 0; i < o.arms.size(); i++) {
         RecipeStage last = stages[i].back(); // an arm of stages ends in it
         Recipe& recipe = last.recipe;
-        recipe.amax_history_len = 8, recipe.amax_compute_algo = Algo::max; // calibration: one update, from all its batches
+        recipe.amax_history_len = 8, recipe.amax_compute_algo = Algo::max; // calibration counts all its batches
         GPT g;
         load(g, o.args[0], o.seq_len, o.batch_size, {{0, recipes[0], {}}, last});
         Batches batches(*tokens, g.B, g.T, false, 0);
@@ -492,7 +483,8 @@ static int recipes_command(const Options& o) {
         }
         std::string keys;
         for (const RecipeKey& k : recipe_keys)
-            if (std::string v = k.get(r); k.used(r) && v != k.get(Recipe{}) && !v.empty()) keys += std::string(k.name) + "=" + v + " ";
+            if (std::string v = k.get(r); k.used(r) && v != k.get(Recipe{}) && !v.empty())
+                keys += std::string(k.name) + "=" + v + " ";
         if (any_delayed(r)) keys = format("amax_history_len=%d amax_compute_algo=%s margin=%d ", r.amax_history_len,
                                           algos[(int)r.amax_compute_algo], r.margin) + keys;
         result(format("%-10s %-28s %-28s %-32s %s", r.name.c_str(), cast_text(r.x).c_str(), cast_text(r.w).c_str(),
@@ -509,7 +501,9 @@ static int bench_command(const Options& o) {
         note("%s; GB/s of BF16 input, medians of rounds", device.c_str());
         for (auto [R, C] : {std::pair(3072, 3072), {512, 768}}) {
             result(format("matrices of %d x %d", R, C));
-            bench_casts(R, C, (int)o.steps, [](const char* name, double rate) { result(format("  %-32s %6.2f GB/s", name, rate)); });
+            bench_casts(R, C, (int)o.steps, [](const char* name, double rate) {
+                result(format("  %-32s %6.2f GB/s", name, rate));
+            });
         }
         return 0;
     }
@@ -566,13 +560,13 @@ static int bench_command(const Options& o) {
                 .set("of_first", median(ratios)).set("arena_mb", g.arena.used / 1e6)
                 .set("peak_rss_mb", usage.ru_maxrss / 1024.0).dump());
         else
-            result(format("bench recipe=%s model=%s batch=%d seq_len=%d ms/step=%.2f tok/s=%.0f GFLOP/s=%.1f of_first=%.3f "
-                          "arena_MB=%.0f peak_MB=%.0f", name.c_str(), o.model.c_str(), g.B, g.T, step_ms, rate, flops / 1e9,
-                          median(ratios), g.arena.used / 1e6, usage.ru_maxrss / 1024.0));
+            result(format("bench recipe=%s model=%s batch=%d seq_len=%d ms/step=%.2f tok/s=%.0f GFLOP/s=%.1f "
+                          "of_first=%.3f arena_MB=%.0f peak_MB=%.0f", name.c_str(), o.model.c_str(), g.B, g.T, step_ms,
+                          rate, flops / 1e9, median(ratios), g.arena.used / 1e6, usage.ru_maxrss / 1024.0));
         release(g);
     }
-    note("%s; median of %lld steps; of_first: of step times against the first recipe's, which took turns", device.c_str(),
-         (long long)o.steps);
+    note("%s; median of %lld steps; of_first: of step times against the first recipe's, which took turns",
+         device.c_str(), (long long)o.steps);
     if (machine.profile) print_profile();
     return 0;
 }

@@ -4,10 +4,10 @@
 // b[k], fma(a[k+1], b[k+1], acc)), the odd element first, because that is what a BF16 dot-product instruction does. The
 // packed CPU kernels (matmul_cpu.cpp) are its fast twins: bit-equal but for AMX, whose bound is derived there.
 //
-// Scales of blocks are applied to elements, which BF16 then holds exactly (fp8.cuh, section 6); scales of a whole tensor
-// to the finished sum: out = ((sum * scale_inv_a) * scale_inv_b) + bias, and for two NVFP4 operands, whose tensor scales
-// are amaxes, sum * (amax_a * amax_b / (36 * 448^2)). Scales that BF16 cannot take (FP32 ones that are no powers of two)
-// multiply the sum of each block instead, and only the row function does that.
+// Scales of blocks are applied to elements, which BF16 then holds exactly (fp8.cuh, section 6); scales of a whole
+// tensor to the finished sum: out = ((sum * scale_inv_a) * scale_inv_b) + bias, and for two NVFP4 operands, whose
+// tensor scales are amaxes, sum * (amax_a * amax_b / (36 * 448^2)). Scales that BF16 cannot take (FP32 ones that are
+// no powers of two) multiply the sum of each block instead, and only the row function does that.
 #pragma once
 #include "fp8.cuh"
 #include "ops/matmul_cpu.h"
