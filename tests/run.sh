@@ -1,5 +1,6 @@
 #!/bin/sh
-# make test: builds ./train, ./train-f32 and the four test programs for the CPU, runs them, adds up their counts.
+# make test: builds ./train, ./train-f32 and the four test programs for the CPU, runs them, adds up their counts. Last, a
+# recipe is added to a copy of the program.
 # SAN="-fsanitize=.." does it all with a sanitizer.
 set -u
 cd "$(dirname "$0")/.."
@@ -27,6 +28,9 @@ for act in bf16 float double standin; do
     echo "--- $act: $1 passed, $2 failed, $3 skipped"
     passed=$((passed + $1)) failed=$((failed + $2)) skipped=$((skipped + $3))
 done
+if [ -n "$suffix" ]; then echo "skipped: one more row in the table of recipes: no sanitizer is needed for it"; skipped=$((skipped + 1))
+elif tests/one_more_row.sh; then echo "--- one more row in the table of recipes: passed"; passed=$((passed + 1))
+else failed=$((failed + 1)); fi
 failed=$((failed + failed_builds))
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" = 0 ]
