@@ -235,7 +235,8 @@ struct Stopwatch {
 
 // --- training ----------------------------------------------------------------------------------------------------
 static double learning_rate(const Options& o, const Recipe& r, int64_t step) { // steps count from 1
-    double lr = r.lr ? r.lr : o.lr, least = r.lr && o.lr ? o.min_lr * r.lr / o.lr : o.min_lr;
+    double lr = r.lr ? r.lr : o.lr;
+    double least = r.lr && o.lr && !o.given.count("min-lr") ? o.min_lr * r.lr / o.lr : o.min_lr;
     if (step <= o.warmup) return lr * (double)step / (double)o.warmup;
     if (o.schedule == "constant" || o.steps <= o.warmup) return lr;
     double done = (double)(step - o.warmup) / (double)(o.steps - o.warmup);
