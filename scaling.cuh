@@ -249,7 +249,7 @@ inline Recipe resolve(const std::string& name, const Keys& keys) {
             for (auto [operand, c] : {std::pair("x", &r.x), {"w", &r.w}, {"dy", &r.dy}}) {
                 if (key == std::string(operand) + "." + k.name) {
                     k.set(*c, value), known = true;
-                    checks.push_back({key, [c, &k] { return k.used(*c); }});
+                    checks.push_back({key, [cast = c, &k] { return k.used(*cast); }});
                 } else if (key == k.name && of(*c, k)) {
                     k.set(*c, value);
                     if (!known) checks.push_back({key, [&r, &k] { return any_cast(r, k.used); }});

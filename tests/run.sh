@@ -1,23 +1,27 @@
 #!/bin/sh
 # make test: builds ./train, ./train-f32 and the four test programs for the CPU, runs them, adds up their counts. Last, a
 # recipe is added to a copy of the program.
-# SAN="-fsanitize=.." does it all with a sanitizer.
+# SAN="-fsanitize=.." does it all with a sanitizer; BRIEF=1 as well: the first and the last program, around a ./train
+# without it.
 set -u
 cd "$(dirname "$0")/.."
 log=$(mktemp) && trap 'rm -f "$log"' EXIT
 failed_builds=0
 build() { # make arguments
-    make -s CUDA=0 "SAN=${SAN:-}" "$@" >"$log" 2>&1 && return
+    make -s CUDA=0 "SAN=$san" "$@" >"$log" 2>&1 && return
     echo "--- make $* failed:"; cat "$log"; failed_builds=$((failed_builds + 1)); return 1
 }
 suffix=${SAN:+-san}
 make -s build/doctest/doctest/doctest.h || exit 1
+kinds="bf16 float double standin" brief=${SAN:+${BRIEF:-}} san=${SAN:-}
+if [ -n "$brief" ]; then kinds="bf16 standin" san=; fi
 build && build ACT=float
-if [ -n "$suffix" ]; then ULP_TRAIN=build/cpu-bf16-san/train ULP_TRAIN_F32=build/cpu-float-san/train
+if [ -n "$san" ]; then ULP_TRAIN=build/cpu-bf16-san/train ULP_TRAIN_F32=build/cpu-float-san/train
 else ULP_TRAIN=./train ULP_TRAIN_F32=./train-f32; fi
 export ULP_TRAIN ULP_TRAIN_F32
+san=${SAN:-}
 passed=0 failed=0 skipped=0
-for act in bf16 float double standin; do
+for act in $kinds; do
     program=build/cpu-$act$suffix/tests/all
     build ACT=$act "$program" || continue
     "$program" >"$log" 2>&1 || echo "--- $act: failures follow"
