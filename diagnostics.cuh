@@ -78,7 +78,7 @@ inline void watch_stats(GPT& g, TensorRows& rows) {
     for_each_operand(g, [&](const std::string& layer, const char* operand, Quantizer& q) {
         q.watch = [&g, &rows, key = std::pair(layer, std::string(operand))](const Tensor& t) {
             const Quantizer& q = *t.quantizer;
-            if (!q.needs(Along::cols, true) && !q.needs(Along::rows, true)) {
+            if (!q.is_cast()) {
                 rows[key] = {BF16.name, "", "", "", "", "", ""};
                 return;
             }

@@ -152,13 +152,13 @@ inline void store_as(Linear& l, const Recipe& r) {
     };
     gemms(l.x, r.fprop, r.wgrad), gemms(l.w, r.fprop, r.dgrad), gemms(l.dy, r.dgrad, r.wgrad);
 }
-// f(linear, its index, the recipe that rules it in stage k)
+// f(linear, the recipe that rules it in stage k)
 template <class F> void for_each_ruled(GPT& g, int k, F f) {
     const RecipeStage& s = g.stages[k];
     int i = 0;
     for_each_linear(g, [&](const std::string&, Linear& l) {
         bool skipped = s.skip.empty() ? &l == &g.head : s.skip[i];
-        f(l, i, skipped ? recipes[0] : s.recipe);
+        f(l, skipped ? recipes[0] : s.recipe);
         i++;
     });
 }
@@ -173,8 +173,8 @@ inline const Recipe& recorded_for(const GPT& g, int k) {
 inline void set_stage(GPT& g, int k) {
     bool moves = k != std::exchange(g.stage, k) && g.delayed;
     const Recipe &r = g.stages[k].recipe, &d = recorded_for(g, k);
-    narrow = {r.accum.mbits, r.accum.interval};
-    for_each_ruled(g, k, [&](Linear& l, int, const Recipe& r) {
+    accumulator = r.accum;
+    for_each_ruled(g, k, [&](Linear& l, const Recipe& r) {
         store_as(l, r);
         for (auto [q, cast] : {std::pair(&l.x, &d.x), {&l.w, &d.w}, {&l.dy, &d.dy}})
             if (q->delayed) q->delayed->max = ldexpf(cast->elem.max, -d.margin);
@@ -220,7 +220,7 @@ inline void plan_copies(GPT& g) {
         for_each_operand([&](Linear& l, Quantizer& q, size_t rows, size_t cols) {
             bool x = &q == &l.x, w = &q == &l.w;
             l.keeps_x |= x && !q.quantized[1];
-            q.plan.delayed |= q.cast.scaling == Scaling::delayed && (q.quantized[0] || q.quantized[1]);
+            q.plan.delayed |= q.cast.scaling == Scaling::delayed && q.is_cast();
             if (q.transforms() && train) transformed = std::max(transformed, q.contraction((int)rows) * cols);
             for (Along k : {Along::cols, Along::rows}) {
                 if (!q.needs(k, train)) continue;

@@ -11,11 +11,9 @@
 #include "ops/matmul.cuh"
 #include <array>
 #include <functional>
-#include <sstream>
 #include <vector>
 
 enum class Algo { max, most_recent };
-struct Accum { int mbits = 0, interval = 0; }; // sums kept to mbits bits, moved to FP32 every `interval` products
 
 struct Recipe {
     std::string name;
@@ -162,6 +160,9 @@ struct RecipeKey {
     std::string (*get)(const Recipe&);
     bool (*used)(const Recipe&);
 };
+template <class R> auto casts_of(R& r) { // "x" and its cast, "w", "dy"
+    return std::array{std::pair("x", &r.x), std::pair("w", &r.w), std::pair("dy", &r.dy)};
+}
 inline bool any_cast(const Recipe& r, bool (*test)(const Cast&)) { return test(r.x) || test(r.w) || test(r.dy); }
 inline bool any_quantized(const Recipe& r) { return any_cast(r, is_quantized); }
 inline bool any_delayed(const Recipe& r) {
@@ -199,8 +200,7 @@ inline const RecipeKey recipe_keys[] = {
 };
 // Why no hardware and no GEMM here takes such a row; "" if they do.
 inline std::string refusal(const Recipe& r) {
-    const std::pair<const char*, const Cast*> operands[] = {{"x", &r.x}, {"w", &r.w}, {"dy", &r.dy}};
-    for (auto& [name, c] : operands) {
+    for (auto [name, c] : casts_of(r)) {
         const ScalingKind& kind = kind_of(*c);
         if (!word_in(c->elem.name, kind.takes) && is_quantized(*c))
             return format("%s.format=%s with scaling=%s, which takes %s", name, c->elem.name, kind.name, kind.takes);
@@ -246,7 +246,7 @@ inline Recipe resolve(const std::string& name, const Keys& keys) {
             if (key == k.name) k.set(r, value), known = true, checks.push_back({key, [&r, &k] { return k.used(r); }});
         auto of = [&](Cast& c, const CastKey& k) { return k.name != std::string("rht") || &c != &r.w; };
         for (const CastKey& k : cast_keys)
-            for (auto [operand, c] : {std::pair("x", &r.x), {"w", &r.w}, {"dy", &r.dy}}) {
+            for (auto [operand, c] : casts_of(r)) {
                 if (key == std::string(operand) + "." + k.name) {
                     k.set(*c, value), known = true;
                     checks.push_back({key, [cast = c, &k] { return k.used(*cast); }});
@@ -275,7 +275,6 @@ struct alignas(16) Delayed { // cuBLASLt wants scales 16 bytes apart
     float max;    // what amax is scaled to: the format's max * 2^-margin, in FP32
     int position; // in its ring of the history, where the next observation goes
 };
-HD INLINE float next_scale(float max, float amax, float scale) { return scale_for(max, amax, scale); }
 
 // The largest of the last L entries of a ring of `capacity` that continues at `position`.
 HD INLINE float window_max(Lanes g, const float* ring, int capacity, int position, int L) {
@@ -299,7 +298,7 @@ inline void update_scales(Delayed* state, float* history, int count, int capacit
         g.sync();
         int end = again ? d.position : d.position + 1;
         float amax = window_max(g, ring, capacity, end, algo == Algo::most_recent ? 1 : L);
-        if (g.first()) state[i] = {next_scale(d.max, amax, d.scale), 0, d.max, end < capacity ? end : 0};
+        if (g.first()) state[i] = {scale_for(d.max, amax, d.scale), 0, d.max, end < capacity ? end : 0};
     });
 }
 
@@ -339,6 +338,7 @@ struct Quantizer {
 
     struct { bool delayed = false, kept[2] = {}; CopyBytes bytes[2]; } plan; // the most of any stage; not kept: scratch
 
+    bool is_cast() const { return quantized[0] || quantized[1]; } // for some GEMM
     // One scale for all: the copy along cols serves both GEMMs, one of them by strides.
     bool shares() const { return is_per_tensor(cast); }
     bool needs(Along k, bool backward) const {
@@ -416,9 +416,9 @@ inline void cast_copy(const Tensor& t, Along k) {
         set_factors(f, nullptr, c.elem.max, c.pow2_scales);
         return cast_tensor(to.codes, nullptr, x, &f->scale, c, transpose, R, C, key);
     case Scaling::blockwise: return cast_float8(to.codes, (float*)to.scales, x, c, transpose, R, C, key);
-    case Scaling::mx: return cast_mx(to.codes, (uint8_t*)to.scales, x, c, transpose, R, C, key);
+    case Scaling::mx: return cast_mx(to.codes, to.scales, x, c, transpose, R, C, key);
     case Scaling::nvfp4:
-        return cast_nvfp4(to.codes, (uint8_t*)to.scales, &f->amax, to.amaxes, x, c, transpose, R, C, key);
+        return cast_nvfp4(to.codes, to.scales, &f->amax, to.amaxes, x, c, transpose, R, C, key);
     }
 }
 // The copy of t that a GEMM contracts along k. Hands over what a producer has filled and casts what it has not: all

@@ -133,7 +133,7 @@ static std::vector<RecipeStage> stages_of(const Arm& arm, const Options& o, int 
 }
 static Json json_of(const Recipe& r) { // every key that the row has a use for
     Json all = Json(Json::Object).set("recipe", r.name);
-    for (auto [name, c] : {std::pair("x", &r.x), {"w", &r.w}, {"dy", &r.dy}})
+    for (auto [name, c] : casts_of(r))
         for (const CastKey& k : cast_keys)
             if (k.used(*c)) all.set(std::string(name) + "." + k.name, k.get(*c));
     for (const RecipeKey& k : recipe_keys)
@@ -147,27 +147,31 @@ static std::string cast_text(const Cast& c) {
             text += (text.empty() ? "" : " ") + (v == "1" ? k.name : v);
     return text;
 }
+static std::vector<std::string> skipped_names(const RecipeStage& s, const std::vector<std::string>& names) {
+    std::vector<std::string> skipped;
+    for (size_t i = 0; i < names.size(); i++)
+        if (s.skip[i]) skipped.push_back(names[i]);
+    return skipped;
+}
 // Which layers run in what.
 static std::string stage_text(const RecipeStage& s, const std::vector<std::string>& names) {
     std::string bf16, from = s.from ? format("from step %lld on ", (long long)s.from) : "";
-    size_t skipped = 0;
-    for (size_t i = 0; i < names.size(); i++)
-        if (s.skip[i]) bf16 += (skipped++ ? " " : "") + names[i];
+    std::vector<std::string> skipped = skipped_names(s, names);
+    for (auto& name : skipped) bf16 += " " + name;
     if (!any_quantized(s.recipe)) return from + s.recipe.name + ": every linear in BF16";
-    return from + format("%s: %zu of %zu linears, x %s, w %s, dy %s", s.recipe.name.c_str(), names.size() - skipped,
-                         names.size(), cast_text(s.recipe.x).c_str(), cast_text(s.recipe.w).c_str(),
-                         cast_text(s.recipe.dy).c_str()) + (skipped ? ". In BF16: " + bf16 : "");
+    return from + format("%s: %zu of %zu linears, x %s, w %s, dy %s", s.recipe.name.c_str(),
+                         names.size() - skipped.size(), names.size(), cast_text(s.recipe.x).c_str(),
+                         cast_text(s.recipe.w).c_str(), cast_text(s.recipe.dy).c_str()) +
+           (skipped.empty() ? "" : ". In BF16:" + bf16);
 }
 static Json stages_json(const std::vector<RecipeStage>& stages, const std::vector<std::string>& names) {
     Json all(Json::Array);
-    for (auto& s : stages) {
-        std::vector<std::string> skipped;
-        for (size_t i = 0; i < names.size(); i++)
-            if (s.skip[i]) skipped.push_back(names[i]);
-        all.add(Json(Json::Object).set("from", s.from).set("row", json_of(s.recipe)).set("skipped", skipped));
-    }
+    for (auto& s : stages)
+        all.add(Json(Json::Object).set("from", s.from).set("row", json_of(s.recipe))
+                    .set("skipped", skipped_names(s, names)));
     return all;
 }
+
 // --- sampling ----------------------------------------------------------------------------------------------------
 // Continues `text` by `count` tokens: temperature 0 takes the likeliest, top_k 0 draws among all. g.B >= 1.
 static std::vector<int> sample_tokens(GPT& g, std::vector<int> text, int count, double temperature, int top_k,
@@ -346,7 +350,6 @@ static End train_arm(Trainer& run, const Arm& arm, const std::vector<RecipeStage
     return end;
 }
 
-// --dump LAYER:OPERAND@STEP
 static Config config_of(const Options& o, int data_vocab) {
     if (o.init.empty()) return {o.layers, o.heads, o.channels, o.seq_len, o.vocab ? o.vocab : data_vocab};
     Config c = read_config(o.init, o.given.count("heads") ? o.heads : 0);

@@ -9,6 +9,7 @@
 // - A largest amax is recorded with an integer maximum, which no order of the rows can change.
 #pragma once
 #include "ops/cast_cpu.h"
+#include "ops/elementwise.cuh"
 
 HD INLINE size_t blocks(size_t n, int N) { return (n + N - 1) / N; }
 
@@ -264,10 +265,8 @@ template <class T> void amax_blocks(float* amax, const T* x, Block b, bool trans
 }
 // *amax becomes the larger of itself and max|x| over n elements, NaN left out.
 template <class T> void amax_tensor(float* amax, const T* x, size_t n) {
-    constexpr size_t piece = 4096;
-    for_rows("amax_tensor", (double)n * sizeof(T), (n + piece - 1) / piece, [=] HD(Lanes g, int i) {
-        size_t at = i * piece;
-        record_max(g, amax, (float)g.max((int)(n - at < piece ? n - at : piece), Magnitude(), x + at));
+    for_rows("amax_tensor", (double)n * sizeof(T), pieces(n), [=] HD(Lanes g, int i) {
+        record_max(g, amax, (float)g.max(piece_size(n, i), Magnitude(), x + (size_t)i * PIECE));
     });
 }
 

@@ -111,10 +111,11 @@ HD INLINE real dot_in_blocks(const Operand& a, const Operand& b, size_t m, size_
     }
     return sum;
 }
-struct Narrow { int mbits, interval; }; // of the accumulator; 0: FP32
-inline Narrow narrow = {0, 0};
+// Sums kept to mbits bits, moved to FP32 every `interval` products; 0: FP32 all along.
+struct Accum { int mbits = 0, interval = 0; };
+inline Accum accumulator; // of matmul()
 
-HD inline void matmul_row(Lanes g, Gemm s, Narrow narrow, size_t m) {
+HD inline void matmul_row(Lanes g, Gemm s, Accum narrow, size_t m) {
     Factors f = factors_of(s);
     g.each(s.N, [=](int n) {
         auto a = [&](int k) { return fetch(s.a, m, k); };
@@ -146,7 +147,7 @@ inline void matmul(const char* name, const Gemm& s) {
     auto size = [](Elem e) { return format_of(e).bits() / 8.0; };
     double M = s.M, N = s.N, K = s.K, flops = 2 * M * N * K;
     double bytes = M * K * size(s.a.elem) + N * K * size(s.b.elem) + M * N * size(s.out_elem) * (s.accumulate ? 2 : 1);
-    Narrow n = narrow;
+    Accum n = accumulator;
     if (machine.gpu || machine.kernels == Kernels::reference || !s.a.exact || !s.b.exact)
         for_rows(name, bytes, s.M, [=] HD(Lanes g, int m) { matmul_row(g, s, n, m); }, flops);
     else

@@ -28,7 +28,7 @@ struct Model : GPT {
         initialise(*this, 1);
     }
     Model(const Model&) = delete;
-    ~Model() { release(*this), narrow = {0, 0}, machine.kernels = Kernels::fast; }
+    ~Model() { release(*this), accumulator = {}, machine.kernels = Kernels::fast; }
 };
 // A linear, forward and backward, as gpt_forward() and gpt_backward() do it. x is overwritten in between unless its
 // linear keeps it.
