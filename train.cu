@@ -93,10 +93,10 @@ static void load_batch(GPT& g, const Batches& batches, uint64_t i) {
     batches.fill(i, g.tokens, g.targets);
     g.index.count = batches.index(g.tokens, g.index.distinct, g.index.first, g.index.positions);
 }
-// Mean loss over windows first.., in nats per token.
-static double mean_loss(GPT& g, const Batches& batches, uint64_t windows) {
+// Mean loss over the first windows, in nats per token. recording: amaxes, as in training.
+static double mean_loss(GPT& g, const Batches& batches, uint64_t windows, bool recording = false) {
     double sum = 0;
-    g.pass.training = false, g.pass.micro = 0;
+    g.pass.training = recording, g.pass.micro = 0;
     for (uint64_t w = 0; w < windows; w += g.B, g.pass.micro++) {
         int B = (int)std::min<uint64_t>(g.B, windows - w);
         batches.fill_windows(w, B, g.tokens, g.targets);
@@ -418,44 +418,39 @@ static void load(GPT& g, const std::string& path, int T, int B, std::vector<Reci
     load_checkpoint(path, named_tensors(g));
     publish(g);
 }
-// Weights without scales, under a recipe with delayed ones: the first batches, in BF16, set them. Stage 0 is bf16.
-static int calibrate(GPT& g, const Batches& batches) {
-    int count = (int)std::min<uint64_t>(8, (batches.windows() + g.B - 1) / g.B);
-    for (int i = 0; i < count; i++) {
-        uint64_t first = (uint64_t)i * g.B;
-        batches.fill_windows(first, (int)std::min<uint64_t>(g.B, batches.windows() - first), g.tokens, g.targets);
-        g.pass.training = true, g.pass.micro = i;
-        gpt_forward(g, (int)std::min<uint64_t>(g.B, batches.windows() - first), g.T);
-    }
-    return count;
-}
 static int eval_command(const Options& o) {
     std::string device = set_machine(o);
     auto tokens = open_tokens(o.data);
     Config config = read_config(o.args[0]);
-    std::vector<std::vector<RecipeStage>> stages;
-    for (const Arm& arm : o.arms) stages.push_back(stages_of(arm, o, config.layers));
+    std::vector<RecipeStage> stages = bf16_only; // and of each arm the stage that it ends in
+    bool delayed = false;
+    for (const Arm& arm : o.arms) {
+        stages.push_back(stages_of(arm, o, config.layers).back());
+        Recipe& r = stages.back().recipe;
+        r.amax_history_len = 8, r.amax_compute_algo = Algo::max; // calibration counts all its batches
+        delayed |= any_delayed(r);
+    }
     tokens->vocab = config.vocab;
+    GPT g;
+    load(g, o.args[0], o.seq_len, o.batch_size, stages);
+    Batches batches(*tokens, g.B, g.T, false, 0);
+    uint64_t windows = batches.windows(), seen = std::min<uint64_t>(8 * (uint64_t)g.B, windows);
+    note("%s. %s: %llu windows of %d tokens", device.c_str(), tokens->name.c_str(), (unsigned long long)windows, g.T);
+    // Weights carry no scales: for recipes with delayed ones the first batches, in BF16, set them.
+    if (delayed) mean_loss(g, batches, seen, true);
     for (size_t i = 0; i < o.arms.size(); i++) {
-        RecipeStage last = stages[i].back(); // an arm of stages ends in it
-        Recipe& recipe = last.recipe;
-        recipe.amax_history_len = 8, recipe.amax_compute_algo = Algo::max; // calibration counts all its batches
-        GPT g;
-        load(g, o.args[0], o.seq_len, o.batch_size, {{0, recipes[0], {}}, last});
-        Batches batches(*tokens, g.B, g.T, false, 0);
-        if (i == 0)
-            note("%s. %s: %llu windows of %d tokens", device.c_str(), tokens->name.c_str(),
-                 (unsigned long long)batches.windows(), g.T);
-        int calibrated = any_delayed(recipe) ? calibrate(g, batches) : 0;
-        set_stage(g, 1);
-        double loss = mean_loss(g, batches, batches.windows());
-        int64_t count = (int64_t)batches.windows() * g.T;
+        set_stage(g, (int)i + 1);
+        double loss = mean_loss(g, batches, windows);
+        int64_t count = (int64_t)windows * g.T;
         Json json = Json(Json::Object).set("recipe", o.arms[i].text).set("loss", loss).set("tokens", count);
         std::string line = eval_line(o.arms[i].text, loss, count);
-        if (calibrated) json.set("calibrated", calibrated), line += format(" calibrated=%d", calibrated);
+        if (any_delayed(stages[i + 1].recipe)) {
+            int calibrated = (int)((seen + g.B - 1) / g.B);
+            json.set("calibrated", calibrated), line += format(" calibrated=%d", calibrated);
+        }
         result(o.json ? json.dump() : line);
-        release(g);
     }
+    release(g);
     return 0;
 }
 static int sample_command(const Options& o) {
