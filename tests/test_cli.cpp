@@ -1,15 +1,12 @@
 // The program as its users meet it: ./train run as a process, its exit status, what it prints where, what it leaves.
 // ULP_TRAIN names another binary (tests/run.sh does, for the sanitizers).
-#include "check.h"
+#include "program.h"
 #include "run/checkpoint.h"
 #include "run/json.h"
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <fcntl.h>
-#include <filesystem>
-#include <fstream>
-#include <sstream>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -18,50 +15,6 @@ namespace { // test files share one program
 namespace fs = std::filesystem;
 using std::string;
 
-struct Scratch { // a directory of its own, gone afterwards
-    string dir;
-    Scratch() {
-        char name[] = "/tmp/ulp-cli-XXXXXX";
-        REQUIRE(mkdtemp(name));
-        dir = name;
-    }
-    ~Scratch() { fs::remove_all(dir); }
-    string operator/(const string& name) const { return dir + "/" + name; }
-};
-static string slurp(const string& path) {
-    std::ifstream in(path, std::ios::binary);
-    std::stringstream s;
-    s << in.rdbuf();
-    return s.str();
-}
-static string binary(const char* variable, const char* normally) {
-    const char* given = getenv(variable);
-    return fs::absolute(given ? given : normally).string();
-}
-static const string TRAIN = binary("ULP_TRAIN", "./train"), TRAIN_F32 = binary("ULP_TRAIN_F32", "./train-f32");
-
-struct Result {
-    int status;
-    string out, err;
-};
-static Result run(const string& program, const string& args) {
-    Scratch s;
-    string command = program + " " + args + " >" + (s / "out") + " 2>" + (s / "err") + " </dev/null";
-    int rc = system(command.c_str());
-    return {WIFEXITED(rc) ? WEXITSTATUS(rc) : -1, slurp(s / "out"), slurp(s / "err")};
-}
-static std::vector<string> lines(const string& text) {
-    std::vector<string> all;
-    std::istringstream in(text);
-    for (string line; std::getline(in, line);) all.push_back(line);
-    return all;
-}
-static string field(const string& text, const string& key) { // the value in "key=value"
-    size_t at = text.rfind(key + "=");
-    if (at == string::npos) return "";
-    at += key.size() + 1;
-    return text.substr(at, text.find_first_of(" \n", at) - at);
-}
 static const string SMALL = " --layers 2 --channels 24 --heads 3 --seq-len 20 --batch-size 3 --eval-batches 2 ";
 
 TEST_CASE("a run leaves its tables, its configuration and a checkpoint that evaluates to the loss it printed") {

@@ -1,65 +1,19 @@
 // Recipes as users meet them: ./train run as a process, the tables it leaves, stages, skip lists, --dump, eval. ULP_TRAIN
 // names another binary (tests/run.sh does, for the sanitizers).
-#include "check.h"
 #include "fp8.cuh"
+#include "program.h"
 #include "run/json.h"
 #include "run/safetensors.h"
 #include <algorithm>
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <map>
 #include <set>
-#include <sstream>
-#include <sys/wait.h>
-#include <unistd.h>
 
 namespace { // test files share one program
 
 namespace fs = std::filesystem;
 using std::string, std::vector;
 
-struct Scratch { // a directory of its own, gone afterwards
-    string dir;
-    Scratch() {
-        char name[] = "/tmp/ulp-recipes-XXXXXX";
-        REQUIRE(mkdtemp(name));
-        dir = name;
-    }
-    ~Scratch() { fs::remove_all(dir); }
-    string operator/(const string& name) const { return dir + "/" + name; }
-};
-string slurp(const string& path) {
-    std::ifstream in(path, std::ios::binary);
-    std::stringstream s;
-    s << in.rdbuf();
-    return s.str();
-}
-vector<string> split(const string& text, char at) {
-    vector<string> all;
-    std::istringstream in(text);
-    for (string part; std::getline(in, part, at);) all.push_back(part);
-    if (!text.empty() && text.back() == at && at != '\n') all.push_back("");
-    return all;
-}
-string field(const string& text, const string& key) { // the last value in "key=value"
-    size_t at = text.rfind(" " + key + "=");
-    if (at == string::npos) return "";
-    at += key.size() + 2;
-    return text.substr(at, text.find_first_of(" \n", at) - at);
-}
-struct Result {
-    int status;
-    string out, err;
-};
-Result run(const string& args) {
-    Scratch s;
-    const char* given = getenv("ULP_TRAIN");
-    string command =
-        string(given ? given : "./train") + " " + args + " >" + (s / "out") + " 2>" + (s / "err") + " </dev/null";
-    int rc = system(command.c_str());
-    return {WIFEXITED(rc) ? WEXITSTATUS(rc) : -1, slurp(s / "out"), slurp(s / "err")};
-}
+Result run(const string& args) { return ::run(TRAIN, args); }
 // one thread: the machine may be busy; a vocabulary above that of bytes: the sample at the end is short
 const string SMALL =
     " --layers 1 --channels 32 --heads 2 --seq-len 16 --vocab 257 --batch-size 4 --eval-batches 2 --threads 1 ";
