@@ -1,16 +1,12 @@
-// The other half of log.h: files, lines, the live line, signals, the fingerprint.
+// The other half of log.h.
 #include "run/log.h"
 #include "run/files.h"
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
-#include <cmath>
-#include <csignal>
 #include <cstring>
 #include <ctime>
 #include <fcntl.h>
 #include <filesystem>
-#include <sys/ioctl.h>
 #include <unistd.h>
 #include <utility>
 
@@ -52,8 +48,6 @@ std::string checkpoint_dir(const std::string& dir, const std::string& arm, int64
 }
 
 // --- tables ------------------------------------------------------------------------------------------------------
-
-std::string number(double v) { return std::isnan(v) ? "nan" : format("%.9g", v); }
 
 [[noreturn]] static void cannot_write(const std::string& path, int why) {
     fail("cannot write %s: %s. hint: make room, or choose another place with --out DIR", path.c_str(), strerror(why));
@@ -104,110 +98,6 @@ void Log::eval(const std::string& recipe, int64_t seed, int64_t step, int64_t to
     evals.row({recipe, std::to_string(seed), std::to_string(step), std::to_string(tokens), number(loss)});
     evals.flush();
 }
-
-// --- the screen --------------------------------------------------------------------------------------------------
-
-static bool quiet = false;
-static volatile sig_atomic_t drawn = 0; // the live line stands on the screen
-static const char erase[] = "\r\x1b[K";
-
-static bool can_draw() {
-    const char* term = getenv("TERM");
-    return isatty(STDERR_FILENO) && term && *term && strcmp(term, "dumb") != 0;
-}
-void be_quiet() { quiet = true; }
-void clear_live() {
-    if (drawn) fputs(erase, stderr);
-    drawn = 0;
-}
-void result(const std::string& line) {
-    clear_live();
-    if (fputs((line + "\n").c_str(), stdout) < 0 || fflush(stdout) != 0)
-        fail("cannot write to standard output: %s", strerror(errno));
-}
-void note(const char* fmt, ...) {
-    if (quiet) return;
-    clear_live();
-    va_list ap;
-    va_start(ap, fmt);
-    fputs((vformat(fmt, ap) + "\n").c_str(), stderr);
-    va_end(ap);
-}
-
-std::string step_line(const Step& s, double tokens_per_second) {
-    return format("step %lld/%lld recipe=%s seed=%lld loss=%s norm=%s lr=%s tok/s=%.0f", (long long)s.step,
-                  (long long)s.steps, s.recipe.c_str(), (long long)s.seed, number(s.loss).c_str(),
-                  number(s.norm).c_str(), number(s.lr).c_str(), tokens_per_second);
-}
-std::string eval_line(const std::string& recipe, double loss, int64_t tokens) {
-    return format("eval recipe=%s loss=%s tokens=%lld", recipe.c_str(), number(loss).c_str(), (long long)tokens);
-}
-std::string done_line(const std::string& recipe, int64_t seed, int64_t step, double loss, const std::string& checkpoint,
-                      uint64_t fingerprint) {
-    return format("done recipe=%s seed=%lld step=%lld loss=%s checkpoint=%s fingerprint=%016llx", recipe.c_str(),
-                  (long long)seed, (long long)step, number(loss).c_str(), checkpoint.c_str(),
-                  (unsigned long long)fingerprint);
-}
-
-static std::string duration(double seconds) {
-    long long s = (long long)std::min(std::max(0.0, seconds) + 0.5, 1e12);
-    if (s >= 86400) return format("%lldd %02lldh", s / 86400, s / 3600 % 24);
-    return s >= 3600 ? format("%lld:%02lld:%02lld", s / 3600, s / 60 % 60, s % 60)
-                     : format("%lld:%02lld", s / 60, s % 60);
-}
-static double rate(const Step& s, double ms) { return ms > 0 ? (double)s.tokens / (double)s.step / ms * 1e3 : 0; }
-
-std::string live_line(const Step& s, double smoothed_loss, double ms, int width) {
-    std::string parts[] = {
-        format("%.24s seed %lld", s.recipe.c_str(), (long long)s.seed),
-        format("step %lld/%lld", (long long)s.step, (long long)s.steps),
-        format("loss %.4f", s.loss),
-        format("smooth %.4f", smoothed_loss),
-        format("%.0f tok/s", rate(s, ms)),
-        duration((double)(s.steps - s.step) * ms / 1e3) + " left",
-    };
-    auto joined = [&] {
-        std::string line;
-        for (auto& p : parts) line += (line.empty() || p.empty() ? "" : "  ") + p;
-        return line;
-    };
-    for (int least : {4, 0, 3, 5, 2})
-        if ((int)joined().size() > width) parts[least].clear();
-    return joined().substr(0, (size_t)std::max(width, 0));
-}
-bool is_line_due(int64_t step, int64_t steps) {
-    return step == 1 || step == steps || step % std::max<int64_t>(1, steps / 50) == 0;
-}
-
-void show_progress(const Step& s) {
-    static std::string arm;
-    static Average loss, ms;
-    static std::chrono::steady_clock::time_point last;
-    std::string now_arm = s.recipe + " " + std::to_string(s.seed);
-    if (arm != now_arm) arm = now_arm, loss = {}, ms = {};
-    double smoothed = loss.add(s.loss), recent = ms.add(s.ms);
-    if (quiet || stop_signal()) return;
-    bool live = can_draw();
-    if (!(live && isatty(STDOUT_FILENO)) && is_line_due(s.step, s.steps)) result(step_line(s, rate(s, recent)));
-    auto now = std::chrono::steady_clock::now();
-    if (!live || (drawn && s.step < s.steps && now - last < std::chrono::milliseconds(100))) return;
-    last = now;
-    winsize size = {};
-    int width = ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
-    fputs((erase + live_line(s, smoothed, recent, width - 1)).c_str(), stderr); // the last column would wrap
-    drawn = 1;
-}
-
-// --- signals -----------------------------------------------------------------------------------------------------
-
-static volatile sig_atomic_t signal_seen = 0;
-static void on_signal(int sig) { // may only do what is safe at any moment
-    signal_seen = sig;
-    signal(SIGINT, SIG_DFL), signal(SIGTERM, SIG_DFL);
-    if (drawn && write(STDERR_FILENO, erase, sizeof erase - 1) > 0) drawn = 0;
-}
-void catch_signals() { signal(SIGINT, on_signal), signal(SIGTERM, on_signal); }
-int stop_signal() { return signal_seen; }
 
 // --- fingerprint -------------------------------------------------------------------------------------------------
 
