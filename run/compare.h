@@ -29,11 +29,12 @@ Table read_table(const std::string& path);
 struct Interval {
     int n = 0;
     double mean = NAN, sd = NAN, low = NAN, high = NAN; // all but the mean need n > 1
+    operator Json() const;
 };
 double t_quantile(double p, double df); // of Student's t; 0 < p < 1, df >= 1
 Interval t_interval(const std::vector<double>& values, double confidence);
 // The true mean of n differences, in their standard deviations, that a two-sided t test finds with this power:
-// (t(1 - alpha/2) + t(power)) / sqrt(n). By the noncentral t the power is then 0.76 for n = 3, 0.79 for 5, 0.80 from 8.
+// (t(1 - alpha/2) + t(power)) / sqrt(n). By the noncentral t the power is then 0.77 for n = 3, 0.79 for 5, 0.80 from 8.
 double detectable_effect(int n, double power = 0.8, double alpha = 0.05);
 // equivalent (wholly inside +-bound), else better or worse (excludes 0), else unresolved; or one seed: no interval.
 std::string verdict_of(const Interval& difference, double bound);
@@ -46,17 +47,20 @@ struct SeedResult {                      // of one recipe with one seed
     std::string fingerprint;
     std::map<int64_t, double> evals; // validation loss by step
     size_t dir = 0;                  // which directory it is from
+    operator Json() const;
 };
 struct Checkpoint {
     int percent = 0; // of the steps
     int64_t step = 0;
     Interval nats, relative;
     bool complete = false; // all seeds got there, with the baseline
+    operator Json() const;
 };
 struct Worst { // of all layers, operands, steps and seeds
     double percent = NAN;
     std::string layer, operand;
     int64_t seed = 0, step = 0;
+    operator Json() const;
 };
 struct RecipeResult {
     std::string recipe, why; // the ARM as given; why it is emulated, or native
@@ -75,6 +79,7 @@ struct RecipeResult {
     Worst underflow, saturation;
     std::map<std::string, int64_t> memory;                     // bytes by purpose
     double tokens_per_second = NAN, speedup = NAN, cost = NAN; // if native: over a native baseline; per million tokens
+    operator Json() const;
 };
 struct Comparison {
     std::vector<std::string> dirs;
