@@ -2,6 +2,7 @@
 # make ARCH=90a   with nvcc for one architecture (80 89 90a 100f 120f), ARCH=all for all of them, CUDA=0 without nvcc
 # make ACT=float  ./train-f32, in which activations and operands are FP32
 # make test | asan | bench | loc | format | clean
+# make test-report   report.html in a headless browser, where there is one
 # make test-exhaustive   every format's encode() on all 2^32 floats; takes minutes
 ifeq ($(MAKELEVEL),0)
   MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 2)
@@ -66,10 +67,10 @@ KIND  := $(if $(ARCHS),sm$(subst $() ,-,$(ARCHS)),cpu)-$(ACT)$(if $(SAN),-san)
 B     := build/$(KIND)
 BIN   := $(if $(SAN),$(B)/train,$(if $(filter float,$(ACT)),train-f32,train))
 PLAIN_DIR := build/plain$(if $(SAN),-san)
-PLAIN := $(patsubst %.cpp,$(PLAIN_DIR)/%.o,$(filter-out run/cast.cpp,$(wildcard ops/*.cpp run/*.cpp data/*.cpp))) \
+PLAIN := $(patsubst %.cpp,$(PLAIN_DIR)/%.o,$(filter-out run/cast.cpp,$(wildcard ops/*.cpp run/*.cpp lab/*.cpp data/*.cpp))) \
          $(if $(filter standin,$(ACT)),,$(B)/ops/cast.o) $(if $(filter bf16 float,$(ACT)),$(B)/run/cast.o)
 
-.PHONY: all say test test-one test-exhaustive asan bench loc format format-check clean FORCE
+.PHONY: all say test test-one test-report test-exhaustive asan bench loc format format-check clean FORCE
 all: say $(BIN)
 say:
 	@echo "$(BIN): $(if $(ARCHS),nvcc for sm_$(subst $() , sm_,$(ARCHS)),$(CXX)$(if $(OPENMP),, without OpenMP (one thread))$(if $(filter 0,$(CUDA)),$(comma) CPU only)) ($(WHY)).$(if $(ARCHS), CPU build: make CUDA=0.,$(if $(NVCC), GPU build: make ARCH=90a (or 80 89 100f 120f) or ARCH=all., GPU build: install the CUDA toolkit.))"
@@ -83,6 +84,10 @@ $(B)/train.o $(B)/ops/cast.o: $(B)/%.o: %.cu Makefile
 	@mkdir -p $(@D)
 	$(if $(ARCHS),$(NVCC) $(NVFLAGS),$(CXX) -x c++ $(CXXFLAGS)) -c $< -o $@
 $(PLAIN_DIR)/run/version.o: CXXFLAGS += -DULP_VERSION='"$(VERSION)"'
+$(PLAIN_DIR)/run/report.o: build/report_page.inc
+build/report_page.inc: run/report.html Makefile # as one string literal
+	@mkdir -p $(@D)
+	@{ printf 'R"page('; cat $<; printf ')page"\n'; } > $@.tmp && mv $@.tmp $@
 $(B)/%.o: %.cpp Makefile
 	@mkdir -p $(@D)
 	$(CXX) $(CXXFLAGS) -c $< -o $@
@@ -112,6 +117,8 @@ $(DOCTEST):
 test-one: $(B)/tests/$(PREFIX)_$(T).o $(B)/tests/main.o $(PLAIN)
 	$(CXX) $(SAN) -o $(B)/tests/one-$(T) $^ $(LDLIBS) && $(B)/tests/one-$(T)
 
+test-report: all
+	@tests/report_browser.sh ./$(BIN)
 test-exhaustive: $(B)/tests/exhaustive
 	$<
 $(B)/tests/exhaustive: $(B)/tests/exhaustive.o
@@ -126,6 +133,7 @@ loc:
 	@wc -l train.cu model.cuh fp8.cuh scaling.cuh Makefile README.md | sed '$$d'
 	@echo "$$(cat train.cu model.cuh fp8.cuh scaling.cuh ops/* | wc -l) of 5000: train.cu model.cuh fp8.cuh scaling.cuh ops/"
 	@echo "$$(cat run/* | wc -l) of 3000: run/"
+	@echo "$$(cat lab/* | wc -l) of 1000: lab/"
 	@echo "$$(cat data/*.cpp data/*.h data/*.sh | wc -l): data/"
 	@echo "$$(cat tests/*.cpp tests/*.h tests/*.sh | wc -l): tests/"
 # Sources that nvcc sees keep their lambdas on the verb's line, which clang-format cannot: there only the width counts.

@@ -49,6 +49,7 @@ struct Linear {
     Param weight, bias; // (OC, C) (OC)
     Quantizer x, w, dy; // how its operands (N, C) (OC, C) (N, OC) are stored
     bool keeps_x = true; // in BF16, for backward
+    float jump = 1; // an experiment: x is multiplied by this power of two, and the GEMMs that read it divide it out
 };
 
 struct Layers {
@@ -70,7 +71,7 @@ struct RecipeStage {
 };
 inline const std::vector<RecipeStage> bf16_only = {{0, recipes[0], {}}};
 
-enum class Use { inference, training };
+enum class Use { inference, gradients, training }; // gradients: forward and backward, no update
 struct GPT {
     Config config{};
     int B = 0, T = 0; // the largest batch the activations hold
@@ -183,6 +184,16 @@ inline void set_stage(GPT& g, int k) {
         update_scales(g.delayed, g.history, g.all_delayed, g.history_len, d.amax_history_len, d.amax_compute_algo,
                       true);
 }
+// Experiments: what Recipe::jump and Recipe::forget ask for.
+inline void set_jump(GPT& g, const Jump& jump, int64_t step) {
+    bool now = step >= jump.step && step < (int64_t)jump.step + jump.count;
+    for (TransformerBlock& b : g.blocks) b.attn_qkv.jump = b.mlp_fc.jump = now ? ldexpf(1, jump.log2) : 1;
+}
+inline void forget_scales(GPT& g) {
+    fill_zero(g.history, (size_t)g.all_delayed * g.history_len);
+    synchronize("forget_scales");
+    for (int i = 0; i < g.all_delayed; i++) g.delayed[i] = {1, 0, g.delayed[i].max, 0};
+}
 // After the casts of a pass, TransformerEngine's times: x and w after forward, dy after backward.
 inline void update_scales(GPT& g, bool backward) {
     const Recipe& r = recorded_for(g, g.stage);
@@ -192,13 +203,13 @@ inline void update_scales(GPT& g, bool backward) {
 }
 
 // --- memory ------------------------------------------------------------------------------------------------------
-constexpr int MEASURED_ROWS = 64, SUMS = 8; // of measure() in diagnostics.cuh
+constexpr int MEASURED_ROWS = 64, SUMS = 8; // of measure() in lab/diagnostics.cuh
 inline size_t measure_scratch(size_t rows, size_t cols) { return SUMS * rows + 3 * MEASURED_ROWS * cols; } // floats
 
 // Copies of operands. A weight keeps both; of an input is kept what wgrad reads; all else is scratch, which the next
 // linear overwrites.
 inline void plan_copies(GPT& g) {
-    bool train = g.use == Use::training;
+    bool train = g.use != Use::inference;
     size_t transformed = 0, measured = 0;
     CopyBytes largest_scratch[2];
     auto for_each_operand = [&](auto f) { // f(linear, its operand, rows, cols)
@@ -271,19 +282,20 @@ inline void plan_copies(GPT& g) {
 inline void plan(GPT& g) { // runs twice, see Arena
     auto [L, NH, C, maxT, V] = g.config;
     size_t N = (size_t)g.B * g.T, c = C, v = V, heads = (size_t)g.B * NH;
-    bool train = g.use == Use::training;
+    bool train = g.use != Use::inference;
     Arena& a = g.arena;
     for_each_param(g, [&](const std::string&, Param& p) { a.take(p.w, "master weights", p.size()); });
     for_each_param(g, [&](const std::string&, Param& p) {
         if (std::is_same_v<act, real>) p.operand = (act*)p.w;
         else a.take(p.operand, "weight operands", p.size());
     });
-    if (train) {
-        for_each_param(g, [&](const std::string&, Param& p) { a.take(p.grad, "gradients", p.size()); });
-        for_each_param(g, [&](const std::string&, Param& p) {
-            a.take(p.m, "optimizer moments", p.size()), a.take(p.v, "optimizer moments", p.size());
-        });
-    }
+    for_each_param(g, [&](const std::string&, Param& p) {
+        if (train) a.take(p.grad, "gradients", p.size());
+    });
+    for_each_param(g, [&](const std::string&, Param& p) {
+        if (g.use != Use::training) return;
+        a.take(p.m, "optimizer moments", p.size()), a.take(p.v, "optimizer moments", p.size());
+    });
     g.head.weight = g.wte;
     plan_copies(g);
     const char *saved = "saved activations", *inputs = "saved inputs of linears", *scratch = "scratch";
@@ -356,12 +368,13 @@ inline void initialise(GPT& g, uint64_t seed) {
 
 // --- the linear layer: y = x w^T + b -----------------------------------------------------------------------------
 // y (N, OC); x (N, C); w (OC, C); b (OC)
-inline void linear_forward(act* y, Linear& l, const act* x, int N) {
+inline void linear_forward(act* y, Linear& l, act* x, int N) {
     auto [OC, C] = std::pair(l.weight.rows, l.weight.cols);
+    if (l.jump != 1) multiply(x, l.jump, (size_t)N * C);
     Tensor X = {x, N, C, &l.x}, W = {l.weight.operand, OC, C, &l.w};
     Operand a = quantize(X, Along::cols), b = quantize(W, Along::cols);
     matmul("fprop", {.out = y, .out_elem = elem<act>, .ld_out = (size_t)OC, .M = N, .N = OC, .K = C, .a = a, .b = b,
-                     .bias = l.bias.operand});
+                     .scale_a = 1 / l.jump, .bias = l.bias.operand});
 }
 // dx (N, C) is written; l's gradients are written, or added to when `accumulate`; dy (N, OC); x (N, C), or what
 // forward's cast has left of it
@@ -372,7 +385,7 @@ inline void linear_backward(act* dx, Linear& l, const act* dy, const act* x, int
     matmul("dgrad", {.out = dx, .out_elem = elem<act>, .ld_out = (size_t)C, .M = N, .N = C, .K = OC, .a = a, .b = b});
     a = quantize(DY, Along::rows), b = quantize(X, Along::rows);
     matmul("wgrad", {.out = l.weight.grad, .out_elem = Elem::f32, .ld_out = (size_t)C, .M = OC, .N = C,
-                     .K = l.x.contraction(N), .a = a, .b = b, .accumulate = accumulate});
+                     .K = l.x.contraction(N), .a = a, .b = b, .scale_b = 1 / l.jump, .accumulate = accumulate});
     if (l.bias.cols) bias_backward(l.bias.grad, dy, partial, N, OC);
 }
 

@@ -14,6 +14,7 @@
 #include <vector>
 
 enum class Algo { max, most_recent };
+struct Jump { int log2 = 0, step = 0, count = 0; }; // by 2^log2, in `count` steps from `step` on
 
 struct Recipe {
     std::string name;
@@ -27,6 +28,12 @@ struct Recipe {
     std::string skip = "";                         // layers left in BF16, besides those of --skip
     double lr = 0, loss_scale = 1;                 // lr 0: --lr's
     Accum accum = {};                              // with --kernels reference
+    // For experiments; docs/experiments shows what they teach.
+    double init_scale = 1; // what the initial weights of rank 2 are multiplied by
+    int nudge = 0;         // ulps of BF16 that wte[0][0] is moved by before step 1: as small as a difference can be
+    double outlier = 1;    // channel 0 of LayerNorms' outputs is so much larger, and the weights that read it smaller
+    Jump jump = {};        // LayerNorms' outputs jump for a while, and the GEMMs that read them divide it out
+    int forget = 0;        // before this step delayed scales and histories are lost, as in a resume without them
 };
 
 inline const auto recipes = [] {
@@ -116,6 +123,11 @@ inline int integer_in(const std::string& value, int least, int most) {
     if (v != (int)v) throw KeyError{"must be a whole number"};
     return (int)v;
 }
+inline int power_of_two_in(const std::string& value) { // its exponent
+    int e;
+    if (frexp(number_in(value, 0x1p-60, 0x1p60), &e) != 0.5) throw KeyError{"must be a power of two"};
+    return e - 1;
+}
 // A key of one operand: sets it, and tells whether the cast, once all keys are set, has any use for it.
 struct CastKey {
     const char* name;
@@ -168,6 +180,7 @@ inline bool any_quantized(const Recipe& r) { return any_cast(r, is_quantized); }
 inline bool any_delayed(const Recipe& r) {
     return any_cast(r, [](const Cast& c) { return c.scaling == Scaling::delayed; });
 }
+inline bool always(const Recipe&) { return true; }
 inline const RecipeKey recipe_keys[] = {
     {"amax_history_len", [](Recipe& r, const std::string& v) { r.amax_history_len = integer_in(v, 1, 1 << 20); },
      [](const Recipe& r) { return std::to_string(r.amax_history_len); }, any_delayed},
@@ -187,16 +200,29 @@ inline const RecipeKey recipe_keys[] = {
     {"skip", [](Recipe& r, const std::string& v) { r.skip = v; }, [](const Recipe& r) { return r.skip; },
      any_quantized},
     {"lr", [](Recipe& r, const std::string& v) { r.lr = number_in(v, 1e-30, 1000); },
-     [](const Recipe& r) { return format("%.9g", r.lr); }, [](const Recipe&) { return true; }},
+     [](const Recipe& r) { return format("%.9g", r.lr); }, always},
     {"loss_scale", [](Recipe& r, const std::string& v) { r.loss_scale = number_in(v, 1e-30, 1e30); },
-     [](const Recipe& r) { return format("%.9g", r.loss_scale); }, [](const Recipe&) { return true; }},
+     [](const Recipe& r) { return format("%.9g", r.loss_scale); }, always},
     {"accum", [](Recipe& r, const std::string& v) {
          Accum& a = r.accum;
          if (sscanf(v.c_str(), "%d/%d", &a.mbits, &a.interval) != 2 || v != format("%d/%d", a.mbits, a.interval) ||
              a.mbits < 1 || a.mbits > 23 || a.interval < 1)
              throw KeyError{"must be BITS/INTERVAL, 14/128 for example: 1 to 23 mantissa bits"};
-     }, [](const Recipe& r) { return format("%d/%d", r.accum.mbits, r.accum.interval); },
-     [](const Recipe&) { return true; }},
+     }, [](const Recipe& r) { return format("%d/%d", r.accum.mbits, r.accum.interval); }, always},
+    {"init_scale", [](Recipe& r, const std::string& v) { r.init_scale = number_in(v, 1e-6, 1e6); },
+     [](const Recipe& r) { return format("%.9g", r.init_scale); }, always},
+    {"nudge", [](Recipe& r, const std::string& v) { r.nudge = integer_in(v, -1000, 1000); },
+     [](const Recipe& r) { return std::to_string(r.nudge); }, always},
+    {"outlier", [](Recipe& r, const std::string& v) { r.outlier = ldexp(1, power_of_two_in(v)); },
+     [](const Recipe& r) { return format("%.9g", r.outlier); }, always},
+    {"jump", [](Recipe& r, const std::string& v) {
+         size_t a = v.find('/'), b = v.find('/', a + 1);
+         if (b > v.size()) throw KeyError{"must be FACTOR/STEP/COUNT, 128/100/1 for example"};
+         r.jump = {power_of_two_in(v.substr(0, a)), integer_in(v.substr(a + 1, b - a - 1), 1, 1 << 30),
+                   integer_in(v.substr(b + 1), 1, 1 << 30)};
+     }, [](const Recipe& r) { return format("%g/%d/%d", ldexp(1, r.jump.log2), r.jump.step, r.jump.count); }, always},
+    {"forget", [](Recipe& r, const std::string& v) { r.forget = integer_in(v, 1, 1 << 30); },
+     [](const Recipe& r) { return std::to_string(r.forget); }, any_delayed},
 };
 // Why no hardware and no GEMM here takes such a row; "" if they do.
 inline std::string refusal(const Recipe& r) {

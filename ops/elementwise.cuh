@@ -40,6 +40,13 @@ inline void residual_forward(act* y, const act* a, const act* b, size_t n) {
         g.map(piece_size(n, i), y + at, [](real a, real b) { return a + b; }, a + at, b + at);
     });
 }
+// x *= factor
+inline void multiply(act* x, real factor, size_t n) {
+    for_rows("multiply", 2.0 * n * sizeof(act), pieces(n), [=] HD(Lanes g, int i) {
+        size_t at = (size_t)i * PIECE;
+        g.map(piece_size(n, i), x + at, [=](real x) { return factor * x; }, x + at);
+    });
+}
 template <class T> void fill_zero(T* y, size_t n) {
     for_rows("fill_zero", (double)n * sizeof(T), pieces(n), [=] HD(Lanes g, int i) {
         T* to = y + (size_t)i * PIECE;

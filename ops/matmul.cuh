@@ -98,7 +98,7 @@ struct Factors { float a, b; };
 HD INLINE Factors factors_of(const Gemm& s) {
     float nvfp4 = E4M3.max * E2M1.max;
     if (s.a.factor && s.b.factor && s.a.scale_elem == Elem::e4m3 && s.b.scale_elem == Elem::e4m3)
-        return {*s.a.factor * *s.b.factor / (nvfp4 * nvfp4), 1};
+        return {*s.a.factor * *s.b.factor / (nvfp4 * nvfp4) * s.scale_a, s.scale_b};
     return {s.scale_a * factor_of(s.a), s.scale_b * factor_of(s.b)};
 }
 // sum over blocks of (sum over the block of codes) * scale_a * scale_b, both operands in blocks along k of `block`

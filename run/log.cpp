@@ -1,5 +1,6 @@
 // The other half of log.h.
 #include "run/log.h"
+#include "run/compare.h"
 #include "run/files.h"
 #include <algorithm>
 #include <cerrno>
@@ -52,9 +53,23 @@ std::string checkpoint_dir(const std::string& dir, const std::string& arm, int64
 [[noreturn]] static void cannot_write(const std::string& path, int why) {
     fail("cannot write %s: %s. hint: make room, or choose another place with --out DIR", path.c_str(), strerror(why));
 }
-Csv::Csv(const std::string& path, const std::string& header) : path(path), pending(header + "\n") {
+Csv::Csv(const std::string& path, const std::string& header, const Ended* ended) : path(path), pending(header + "\n") {
     columns = (size_t)std::count(header.begin(), header.end(), ',') + 1;
-    fd = open(path.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_APPEND | O_CLOEXEC, 0666);
+    bool old = ended && std::filesystem::exists(path) && std::filesystem::file_size(path) > 0;
+    if (old) {
+        Table t = read_table(path);
+        std::string text;
+        auto line = [&](const std::vector<std::string>& cells) {
+            for (auto& cell : cells) text += cell + (&cell == &cells.back() ? "\n" : ",");
+        };
+        line(t.columns);
+        if (text != pending) fail("%s: the header is not %s", path.c_str(), header.c_str());
+        pending.clear();
+        for (size_t r = 0; r < t.rows.size(); r++)
+            if (ended->count({t.text(r, "recipe"), (int64_t)t.number(r, "seed")})) line(t.rows[r]);
+        write_file(path, text);
+    }
+    fd = open(path.c_str(), O_CREAT | (ended ? 0 : O_EXCL) | O_WRONLY | O_APPEND | O_CLOEXEC, 0666);
     if (fd < 0) cannot_write(path, errno);
     flush();
 }
@@ -81,11 +96,16 @@ void Csv::flush() {
     whole = lseek(fd, 0, SEEK_END);
 }
 
-Log::Log(const std::string& dir)
-    : dir(dir), steps(dir + "/steps.csv", "recipe,seed,step,tokens,loss,grad_norm,lr,ms"),
-      evals(dir + "/evals.csv", "recipe,seed,step,tokens,loss"),
+void Csv::sync() {
+    if (fsync(fd) != 0 && errno != EINVAL) cannot_write(path, errno);
+}
+
+Log::Log(const std::string& dir, const Ended* ended)
+    : dir(dir), steps(dir + "/steps.csv", "recipe,seed,step,tokens,loss,grad_norm,lr,ms", ended),
+      evals(dir + "/evals.csv", "recipe,seed,step,tokens,loss", ended),
       tensors(dir + "/tensors.csv",
-              "recipe,seed,step,layer,operand,format,amax,scale,underflow,saturation,sqnr_db,bias") {}
+              "recipe,seed,step,layer,operand,format,amax,scale,underflow,saturation,sqnr_db,bias", ended),
+      arms(dir + "/arms.csv", "recipe,seed,outcome,step,loss,fingerprint,ms", ended) {}
 void Log::describe(const Json& run) { write_file(dir + "/run.json", run.dump(2) + "\n"); }
 void Log::step(const Step& s) {
     auto text = [](int64_t v) { return std::to_string(v); };
@@ -97,6 +117,24 @@ void Log::step(const Step& s) {
 void Log::eval(const std::string& recipe, int64_t seed, int64_t step, int64_t tokens, double loss) {
     evals.row({recipe, std::to_string(seed), std::to_string(step), std::to_string(tokens), number(loss)});
     evals.flush();
+}
+
+void Log::end(const ArmEnd& e) {
+    steps.sync(), evals.sync(), tensors.sync();
+    arms.row({e.recipe, std::to_string(e.seed), e.outcome, std::to_string(e.step), number(e.loss),
+              format("%016llx", (unsigned long long)e.fingerprint), number(e.ms)});
+    arms.flush(), arms.sync();
+    row_ended(e.recipe, e.seed, e.outcome, e.loss, e.ms);
+}
+std::vector<ArmEnd> read_ends(const std::string& path) {
+    std::vector<ArmEnd> ends;
+    if (!std::filesystem::exists(path) || std::filesystem::file_size(path) == 0) return ends;
+    Table t = read_table(path);
+    for (size_t r = 0; r < t.rows.size(); r++)
+        ends.push_back({t.text(r, "recipe"), (int64_t)t.number(r, "seed"), t.text(r, "outcome"),
+                        (int64_t)t.number(r, "step"), t.number(r, "loss"),
+                        strtoull(t.text(r, "fingerprint").c_str(), nullptr, 16), t.number(r, "ms")});
+    return ends;
 }
 
 // --- fingerprint -------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 #pragma once
 #include "run/json.h"
 #include "run/screen.h"
+#include <set>
 
 // --- the run's directory -----------------------------------------------------------------------------------------
 
@@ -19,12 +20,17 @@ std::string checkpoint_dir(const std::string& dir, const std::string& arm, int64
 
 // --- tables ------------------------------------------------------------------------------------------------------
 
-// A new CSV file: a header line, then rows with as many cells, no quotes.
+// Which rows of an interrupted run's tables stay: (recipe, seed) of the arms that have ended.
+using Ended = std::set<std::pair<std::string, int64_t>>;
+
+// A CSV file: a header line, then rows with as many cells, no quotes.
 struct Csv {
-    Csv(const std::string& path, const std::string& header); // an error if the file exists or cannot be written
+    // An error if the file cannot be written, or exists; with `ended` it exists, and all other rows are taken out.
+    Csv(const std::string& path, const std::string& header, const Ended* ended = nullptr);
     ~Csv();
     Csv(const Csv&) = delete;
     void row(const std::vector<std::string>& cells);
+    void sync();  // what has been flushed outlives the machine
     void flush(); // the rows so far are in the file; or none of them is (disk full), and an error says so
 
 private:
@@ -34,14 +40,26 @@ private:
     int fd;
 };
 
+struct ArmEnd { // a row of arms.csv
+    std::string recipe;
+    int64_t seed;
+    std::string outcome; // done or diverged
+    int64_t step;        // the last one
+    double loss;         // of the validation data at the end; NaN if it diverged
+    uint64_t fingerprint;
+    double ms; // of a step, the median
+};
+std::vector<ArmEnd> read_ends(const std::string& path); // without a line that was cut off; no file: none
+
 // The tables of a run, in an existing directory.
 struct Log {
     std::string dir;
-    Csv steps, evals, tensors;
-    explicit Log(const std::string& dir);
+    Csv steps, evals, tensors, arms;
+    explicit Log(const std::string& dir, const Ended* ended = nullptr);
     void describe(const Json& run); // run.json, before step 1
     void step(const Step& s);       // a row, and show_progress(s)
     void eval(const std::string& recipe, int64_t seed, int64_t step, int64_t tokens, double loss); // nats
+    void end(const ArmEnd& e); // a row of arms.csv: all rows of the arm are on the disk by then
 };
 
 // --- fingerprints ------------------------------------------------------------------------------------------------

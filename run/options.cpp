@@ -8,8 +8,9 @@
 #include <sstream>
 #include <variant>
 
-enum : unsigned { TRAIN = 1, EVAL = 2, SAMPLE = 4, INSPECT = 8, BENCH = 16, CAST = 32, FORMATS = 64, RECIPES = 128 };
-static constexpr unsigned RUNS = TRAIN | EVAL | SAMPLE | BENCH, ANY = ~0u;
+enum : unsigned { TRAIN = 1, EVAL = 2, SAMPLE = 4, INSPECT = 8, BENCH = 16, CAST = 32, FORMATS = 64, RECIPES = 128,
+                SCAN = 256, REPORT = 512 };
+static constexpr unsigned RUNS = TRAIN | EVAL | SAMPLE | SCAN | BENCH, LEARN = TRAIN | SCAN, ANY = ~0u;
 
 struct Command {
     const char* name;
@@ -17,7 +18,7 @@ struct Command {
     size_t least, most; // how many arguments
     const char *usage, *help;
 };
-struct Row {
+struct OptionRow {
     const char* name;       // a row without commands is a heading
     const char* value = ""; // what --help calls the value: empty for a flag; a|b|c in lower case are all it may be
     struct {
@@ -38,53 +39,59 @@ static const Command commands[] = {
     {"train",   TRAIN,   0, 0,        "[options]", "train; given several recipes, train each from the same start"},
     {"eval",    EVAL,    1, 1,        "eval CKPT [options]", "mean loss of a checkpoint on --data, per recipe"},
     {"sample",  SAMPLE,  1, 1,        "sample CKPT [options]", "generate text"},
+    {"scan",    SCAN,    0, 1,        "scan [CKPT] [options]", "which layers are sensitive to a recipe; ends with a skip list. "
+        "Without CKPT it first trains one in bf16"},
     {"inspect", INSPECT, 1, 1,        "inspect CKPT [options]", "tensors, shapes, types"},
     {"bench",   BENCH,   0, 0,        "bench [options]", "tokens/s and ms/step per recipe"},
     {"cast",    CAST,    1, SIZE_MAX, "cast FORMAT [VALUE..]", "how values are stored; without values, of stdin's"},
     {"formats", FORMATS, 0, 0,        "formats [options]", "the number formats that the kernels use"},
+    {"report",  REPORT,  1, SIZE_MAX, "report DIR..", "the table of a run and its report.html once more; or of several runs"},
     {"recipes", RECIPES, 0, SIZE_MAX, "recipes [ARM..]", "the recipes that the kernels use"},
 };
 
-static const Row rows[] = {
+static const OptionRow rows[] = {
     {"Recipe"},
-    {"recipe", "ARM,ARM,...", {&Options::arms}, TRAIN | EVAL | BENCH, "bf16",
+    {"recipe", "ARM,ARM,...", {&Options::arms}, EVAL | BENCH, "bf16", "as in training; see ./train --help"},
+    {"recipe", "ARM,ARM,...", {&Options::arms}, SCAN, "mxfp4", "as in training, one stage each; see ./train --help"},
+    {"recipe", "ARM,ARM,...", {&Options::arms}, TRAIN, "bf16,hybrid,mxfp8,mxfp4",
         "number formats. ARM = STAGE[+STAGE@STEP]..., STAGE = NAME[:KEY=VALUE]...; STAGE@STEP takes over at that step; "
         "a VALUE holds none of , : + @ and the items of a list value are joined by /"},
+    {"native", "", {&Options::native}, TRAIN | EVAL | BENCH, "", "emulation is an error"},
     {"skip", "LIST", {&Options::skip}, TRAIN | EVAL | BENCH, "(nothing more)",
         "layers kept in BF16, added to lm_head; none empties the list. Globs on h.I.attn.c_attn, h.I.attn.c_proj, "
         "h.I.mlp.c_fc, h.I.mlp.c_proj, lm_head; firstN and lastN are whole blocks"},
     {"Model"},
-    {"model", "NAME", {&Options::model}, TRAIN | BENCH, "tiny", "preset for the options that say so; given ones win"},
-    {"layers", "N", {&Options::layers, 1, 1000}, TRAIN | BENCH, by_model, "transformer blocks"},
-    {"heads", "N", {&Options::heads, 1, 1000}, TRAIN | BENCH, by_model, "attention heads; they divide the channels"},
-    {"channels", "N", {&Options::channels, 1, 65536}, TRAIN | BENCH, by_model, "width of the residual stream"},
-    {"seq-len", "N", {&Options::seq_len, 1, MANY}, TRAIN | BENCH, by_model, "tokens in a window"},
+    {"model", "NAME", {&Options::model}, LEARN | BENCH, "tiny", "preset for the options that say so; given ones win"},
+    {"layers", "N", {&Options::layers, 1, 1000}, LEARN | BENCH, by_model, "transformer blocks"},
+    {"heads", "N", {&Options::heads, 1, 1000}, LEARN | BENCH, by_model, "attention heads; they divide the channels"},
+    {"channels", "N", {&Options::channels, 1, 65536}, LEARN | BENCH, by_model, "width of the residual stream"},
+    {"seq-len", "N", {&Options::seq_len, 1, MANY}, LEARN | BENCH, by_model, "tokens in a window"},
     {"seq-len", "N", {&Options::seq_len, 1, MANY}, EVAL, "(the checkpoint's)", "tokens in a window; no more than that"},
-    {"vocab", "N", {&Options::vocab, 1, INT_MAX}, TRAIN | BENCH, by_model, "distinct tokens; tiny and char take what the data has"},
+    {"vocab", "N", {&Options::vocab, 1, INT_MAX}, LEARN | BENCH, by_model, "distinct tokens; tiny and char take what the data has"},
     {"init", "CKPT", {&Options::init}, TRAIN, "(random weights)",
         "start from a checkpoint directory or .safetensors with Hugging Face GPT-2 names; it decides the sizes"},
     {"Data"},
-    {"data", "PATH|builtin", {&Options::data}, TRAIN | EVAL, "builtin",
+    {"data", "PATH|builtin", {&Options::data}, LEARN | EVAL, "builtin",
         "text file, read as bytes; llm.c token shards (.bin, globs allowed); or the built-in corpus"},
-    {"val-data", "PATH", {&Options::val_data}, TRAIN, "(the last tenth of --data)", "held-out text or shards"},
-    {"order", "shuffled|sequential", {&Options::order}, TRAIN, "shuffled",
+    {"val-data", "PATH", {&Options::val_data}, LEARN, "(the last tenth of --data)", "held-out text or shards"},
+    {"order", "shuffled|sequential", {&Options::order}, LEARN, "shuffled",
         "sequential: batch i, counting microbatches from 0, covers windows i*B to i*B+B-1 and wraps at the end"},
     {"Optimization"},
-    {"batch-size", "N", {&Options::batch_size, 1, MANY}, TRAIN | BENCH, by_model, "windows in a microbatch"},
+    {"batch-size", "N", {&Options::batch_size, 1, MANY}, LEARN | BENCH, by_model, "windows in a microbatch"},
     {"batch-size", "N", {&Options::batch_size, 1, MANY}, EVAL, "4", "windows at a time; changes no more than rounding"},
-    {"grad-accum", "N", {&Options::grad_accum, 1, MANY}, TRAIN | BENCH, "1", "microbatches in a step"},
-    {"steps", "N", {&Options::steps, 1, MOST}, TRAIN, by_model, "updates to make"},
+    {"grad-accum", "N", {&Options::grad_accum, 1, MANY}, LEARN | BENCH, "1", "microbatches in a step"},
+    {"steps", "N", {&Options::steps, 1, MOST}, LEARN, by_model, "updates to make"},
     {"steps", "N", {&Options::steps, 1, MOST}, BENCH, "20", "steps to time"},
-    {"lr", "X", {&Options::lr, 0, 1000}, TRAIN, by_model, "learning rate after the warm-up"},
-    {"warmup", "N", {&Options::warmup, 0, MOST}, TRAIN, "(a twentieth of --steps)", "steps in which lr rises from 0"},
-    {"schedule", "cosine|constant", {&Options::schedule}, TRAIN, "cosine", "what lr does after the warm-up"},
-    {"min-lr", "X", {&Options::min_lr, 0, 1000}, TRAIN, "(a tenth of --lr)", "where the cosine ends"},
-    {"weight-decay", "X", {&Options::weight_decay, 0, 1000}, TRAIN, "0.1", "AdamW's, on tensors of rank 2"},
-    {"grad-clip", "X", {&Options::grad_clip, 0, MOST}, TRAIN, "1", "largest global gradient norm; 0: no clipping"},
+    {"lr", "X", {&Options::lr, 0, 1000}, LEARN, by_model, "learning rate after the warm-up"},
+    {"warmup", "N", {&Options::warmup, 0, MOST}, LEARN, "(a twentieth of --steps)", "steps in which lr rises from 0"},
+    {"schedule", "cosine|constant", {&Options::schedule}, LEARN, "cosine", "what lr does after the warm-up"},
+    {"min-lr", "X", {&Options::min_lr, 0, 1000}, LEARN, "(a tenth of --lr)", "where the cosine ends"},
+    {"weight-decay", "X", {&Options::weight_decay, 0, 1000}, LEARN, "0.1", "AdamW's, on tensors of rank 2"},
+    {"grad-clip", "X", {&Options::grad_clip, 0, MOST}, LEARN, "1", "largest global gradient norm; 0: no clipping"},
     {"Evaluation and text"},
     {"eval-every", "N", {&Options::eval_every, 0, MOST}, TRAIN, "0",
         "validate every N steps, besides 0, 10, 25, 50, 75, 90 and 100 % of the run, where it is always done"},
-    {"eval-batches", "N", {&Options::eval_batches, 1, MANY}, TRAIN, "20", "batches per validation, always the same"},
+    {"eval-batches", "N", {&Options::eval_batches, 1, MANY}, LEARN, "20", "batches per validation, always the same"},
     {"sample-every", "N", {&Options::sample_every, 0, MOST}, TRAIN, "0", "generate text every N steps; 0: at the end"},
     {"stats-every", "N", {&Options::stats_every, 0, MOST}, TRAIN, "25",
         "tensors.csv every N steps, from step 1: what the casts did to every operand; 0: never"},
@@ -94,9 +101,15 @@ static const Row rows[] = {
     {"tokens", "N", {&Options::tokens, 1, MOST}, SAMPLE, "200", "how many to generate"},
     {"temperature", "X", {&Options::temperature, 0, 1000}, SAMPLE, "0.8", "divides the logits; 0: the likeliest token"},
     {"top-k", "N", {&Options::top_k, 0, INT_MAX}, SAMPLE, "0", "draw among the N likeliest tokens; 0: among all"},
-    {"out", "DIR", {&Options::out}, TRAIN, "(runs/<time>)", "where the run writes its tables and checkpoints"},
+    {"out", "DIR", {&Options::out}, LEARN | REPORT, "(runs/<time>)", "where the run writes its tables and checkpoints; a report its report.html"},
+    {"resume", "DIR", {&Options::resume}, TRAIN, "(a new run)",
+        "goes on with the run in DIR, which needs no other option: arms that have ended are not repeated"},
+    {"price", "X", {&Options::price, 0, MOST}, TRAIN | REPORT, "0", "of an hour on this machine: the report adds the cost of a million tokens"},
     {"Chance"},
-    {"seed", "S", {&Options::seed, 0, UINT_MAX}, TRAIN | SAMPLE | CAST, "1", "weights, order and draws follow from it"},
+    {"seed", "S", {&Options::seed, 0, UINT_MAX}, LEARN | SAMPLE | CAST, "1", "weights, order and draws follow from it"},
+    {"seeds", "N", {&Options::seeds, 1, MANY}, TRAIN, "1", "train every arm with seeds S to S+N-1: what a verdict needs"},
+    {"noise-floor", "", {&Options::noise_floor}, TRAIN, "",
+        "one more arm, bf16:nudge=1: a weight is moved by one ulp at the start, and how far the loss moves is chance"},
     {"Casting"},
     {"round", "rne|sr", {&Options::round}, CAST, "rne", "to nearest, ties to even; or stochastically, by --seed"},
     {"scale", "S", {&Options::scale, 1e-45, 3.4028235e38}, CAST, "1", "store value*S; what is read back is divided by S"},
@@ -108,8 +121,8 @@ static const Row rows[] = {
         "reference: the definitions, slow; portable: no special instructions; fast: whatever this machine has"},
     {"casts", "", {&Options::casts}, BENCH, "", "GB/s of every cast of BF16 matrices, instead of steps"},
     {"profile", "", {&Options::profile}, TRAIN | BENCH, "", "time and bandwidth of every operation"},
-    {"json", "", {&Options::json}, EVAL | INSPECT | BENCH | CAST | FORMATS | RECIPES, "", "one JSON object per line"},
-    {"quiet", "", {&Options::quiet}, RUNS, "", "results only: no progress, no notes"},
+    {"json", "", {&Options::json}, EVAL | SCAN | INSPECT | BENCH | CAST | FORMATS | RECIPES, "", "one JSON object per line"},
+    {"quiet", "", {&Options::quiet}, RUNS | REPORT, "", "results only: no progress, no notes"},
     {"help", "", {&Options::help}, ANY, "", "this text; after a command, the options of that command"},
     {"version", "", {&Options::version}, ANY, "", "which source this program was built from"},
 };
@@ -131,7 +144,7 @@ static const Command* find_command(const std::string& name) {
     auto c = std::find_if(std::begin(commands), std::end(commands), [&](auto& c) { return name == c.name; });
     return c == std::end(commands) ? nullptr : c;
 }
-static const Row* find_row(const Command& c, const std::string& name) {
+static const OptionRow* find_row(const Command& c, const std::string& name) {
     auto r =
         std::find_if(std::begin(rows), std::end(rows), [&](auto& r) { return r.commands & c.bit && name == r.name; });
     return r == std::end(rows) ? nullptr : r;
@@ -169,16 +182,16 @@ bool is_number(const std::string& text) {
     return !text.empty() && !isspace((unsigned char)text[0]) && end == text.c_str() + text.size();
 }
 
-static void read(bool& v, const Row&, const std::string&) { v = true; }
-static void read(std::vector<Arm>& v, const Row&, const std::string& text) { v = parse_arms(text); }
-static void read(std::string& v, const Row& row, const std::string& text) {
+static void read(bool& v, const OptionRow&, const std::string&) { v = true; }
+static void read(std::vector<Arm>& v, const OptionRow&, const std::string& text) { v = parse_arms(text); }
+static void read(std::string& v, const OptionRow& row, const std::string& text) {
     std::string all = row.value;
     bool open = all.find('|') == std::string::npos || std::any_of(all.begin(), all.end(), isupper);
     if (!open && (text.find('|') < text.size() || ("|" + all + "|").find("|" + text + "|") == std::string::npos))
         fail_usage("--%s %s: it takes one of %s", row.name, text.c_str(), row.value);
     v = text;
 }
-template <class T> static void read(T& v, const Row& row, const std::string& text) {
+template <class T> static void read(T& v, const OptionRow& row, const std::string& text) {
     const bool whole = std::is_integral_v<T>;
     double x = strtod(text.c_str(), nullptr);
     if (!is_number(text) || !(x >= row.store.least && x <= row.store.most) || (whole && x != floor(x)))
@@ -186,7 +199,7 @@ template <class T> static void read(T& v, const Row& row, const std::string& tex
                    row.store.least, row.store.most);
     v = std::is_same_v<T, float> ? (T)strtof(text.c_str(), nullptr) : (T)x; // not rounded twice
 }
-static void set(Options& o, const Row& row, const std::string& text) {
+static void set(Options& o, const OptionRow& row, const std::string& text) {
     std::visit([&](auto member) { read(o.*member, row, text); }, row.store.member);
 }
 
@@ -212,7 +225,7 @@ Json settings(const Options& o) {
 }
 
 // --- the command line --------------------------------------------------------------------------------------------
-static bool has_default(const Row& row) { return *row.normally && row.normally[0] != '('; }
+static bool has_default(const OptionRow& row) { return *row.normally && row.normally[0] != '('; }
 
 [[noreturn]] static void unknown(const char* what, const std::string& word, const std::vector<std::string>& known,
                                  const Command& command) {
@@ -236,7 +249,7 @@ static void apply_preset(Options& o, const Command& command) {
     size_t p = std::find(names.begin(), names.end(), o.model) - names.begin();
     if (p == names.size()) unknown("model", o.model, names, command);
     for (size_t i = 0; i < std::size(preset_columns); i++) {
-        const Row* row = find_row(command, preset_columns[i]);
+        const OptionRow* row = find_row(command, preset_columns[i]);
         const std::string value = presets[p].values[i];
         if (row && row->normally == std::string(by_model) && value != "0") set(o, *row, value);
     }
@@ -248,6 +261,7 @@ Options parse_options(int argc, const char* const* argv) {
     auto is_option = [](const std::string& w) { return w.size() > 1 && w[0] == '-' && !is_number(w); };
     size_t at = !words.empty() && !is_option(words[0]);
     o.command = at ? words[0] : "train";
+    o.words.assign(words.begin() + (at && words[0] == "train"), words.end());
     const Command* command = find_command(o.command);
     if (!command) unknown("command", o.command, command_names(), commands[0]);
     for (auto& w : words) o.help |= w == "--help" || w == "-h", o.version |= w == "--version";
@@ -256,7 +270,7 @@ Options parse_options(int argc, const char* const* argv) {
     // Three layers, the later over the earlier: the table's defaults, the preset, what was typed.
     for (auto& row : rows)
         if (has_default(row)) set(o, row, row.normally);
-    std::vector<std::pair<const Row*, std::string>> typed;
+    std::vector<std::pair<const OptionRow*, std::string>> typed;
     for (; at < words.size(); at++) {
         if (!is_option(words[at])) {
             o.args.push_back(words[at]);
@@ -264,7 +278,7 @@ Options parse_options(int argc, const char* const* argv) {
         }
         size_t equals = words[at].find('=');
         std::string option = words[at].substr(0, equals), name = option.substr(std::min<size_t>(2, equals)), value;
-        const Row* row = option.starts_with("--") ? find_row(*command, name) : nullptr;
+        const OptionRow* row = option.starts_with("--") ? find_row(*command, name) : nullptr;
         if (!row) unknown_option(option, *command);
         bool flag = !*row->value, joined = equals != std::string::npos;
         if (flag && joined) fail_usage("%s: this option takes no value", words[at].c_str());
@@ -307,7 +321,7 @@ std::string help_text(const std::string& name) {
     std::string out = "Usage\n";
     for (auto& c : commands)
         if (command.bit == TRAIN || c.bit == command.bit) out += paragraph(std::string("  ./train ") + c.usage, c.help);
-    const Row* heading = nullptr;
+    const OptionRow* heading = nullptr;
     for (auto& row : rows) {
         if (!row.commands) heading = &row;
         if (!(row.commands & command.bit)) continue;

@@ -15,7 +15,7 @@ namespace { // test files share one program
 namespace fs = std::filesystem;
 using std::string;
 
-static const string SMALL = " --layers 2 --channels 24 --heads 3 --seq-len 20 --batch-size 3 --eval-batches 2 ";
+static const string SMALL = " --recipe bf16 --layers 2 --channels 24 --heads 3 --seq-len 20 --batch-size 3 --eval-batches 2 ";
 
 TEST_CASE("a run leaves its tables, its configuration and a checkpoint that evaluates to the loss it printed") {
     Scratch s;
@@ -134,7 +134,7 @@ TEST_CASE("Ctrl-C and SIGTERM finish the step, write a checkpoint and exit with 
         if (child == 0) {
             int fd = open(out.c_str(), O_CREAT | O_WRONLY, 0666);
             dup2(fd, 1), dup2(fd, 2);
-            execl(TRAIN.c_str(), TRAIN.c_str(), "--channels", "24", "--heads", "3", "--steps", "1000000", "--out",
+            execl(TRAIN.c_str(), TRAIN.c_str(), "--recipe", "bf16", "--channels", "24", "--heads", "3", "--steps", "1000000", "--out",
                   dir.c_str(), (char*)nullptr);
             _exit(127);
         }

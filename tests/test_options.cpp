@@ -167,7 +167,7 @@ TEST_CASE("--help shows the defaults that the parser applies") {
     }
     Options o = parse({});
     CHECK(checked >= 35);
-    CHECK((o.command == "train" && o.arms.size() == 1 && o.arms[0].text == "bf16" && o.arms[0].stages.size() == 1));
+    CHECK((o.command == "train" && o.arms.size() == 4 && o.arms[0].text == "bf16" && o.arms[3].text == "mxfp4"));
     CHECK((o.layers == 4 && o.heads == 4 && o.channels == 128 && o.seq_len == 64 && o.batch_size == 12 &&
            o.steps == 500));
     CHECK((o.lr == 4e-3 && o.min_lr == 4e-3 / 10 && o.warmup == 25 && o.weight_decay == 0.1 && o.grad_clip == 1));

@@ -1,7 +1,7 @@
 // Recipes on the path that training takes: linears of a small model, forward and backward, with operands of ours,
 // against loops written from the definitions; the ring of amaxes; keys; what tensors.csv measures.
 #include "close.h"
-#include "diagnostics.cuh"
+#include "lab/diagnostics.cuh"
 #include "drive.h"
 #include "run/options.h"
 #include <algorithm>

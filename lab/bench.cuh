@@ -1,0 +1,77 @@
+// ./train bench: steps, or casts, against each other.
+#pragma once
+#include "lab/arms.cuh"
+#include "lab/cast_bench.cuh"
+#include "lab/harness.cuh"
+#include <sys/resource.h>
+
+// Whole training steps on random tokens, after a warm-up; the median of --steps. Arms take turns, step by step, so that
+// what else the machine does falls on all of them.
+inline int bench(const Options& o, const std::string& device) {
+    if (o.casts) {
+        note("%s; GB/s of BF16 input, medians of rounds", device.c_str());
+        for (auto [R, C] : {std::pair(3072, 3072), {512, 768}}) {
+            result(format("matrices of %d x %d", R, C));
+            bench_casts(R, C, (int)o.steps, [](const char* name, double rate) {
+                result(format("  %-32s %6.2f GB/s", name, rate));
+            });
+        }
+        return 0;
+    }
+    Config config = {o.layers, o.heads, o.channels, o.seq_len, o.vocab ? o.vocab : 256};
+    std::vector<GPT> models(o.arms.size());
+    std::vector<std::vector<double>> ms(o.arms.size());
+    for (size_t i = 0; i < models.size(); i++) {
+        GPT& g = models[i];
+        allocate(g, config, Use::training, o.batch_size, o.seq_len, stages_of(o.arms[i], o, config.layers));
+        initialise(g, 1);
+        for (int n = 0; n < g.B * g.T; n++) {
+            g.tokens[n] = (int)(random_bits(1, n) % config.vocab);
+            g.targets[n] = (int)(random_bits(2, n) % config.vocab);
+        }
+        auto data = open_tokens("builtin"); // only for its index of tokens
+        data->vocab = config.vocab;
+        index_tokens(g, Batches(*data, g.B, g.T, false, 0));
+    }
+    int N = o.batch_size * o.seq_len;
+    for (int64_t step = -2; step <= o.steps; step++) {
+        if (step == 1) machine.costs.clear();
+        for (size_t i = 0; i < models.size(); i++) {
+            GPT& g = models[i];
+            set_stage(g, g.stage);
+            Stopwatch watch;
+            for (int micro = 0; micro < o.grad_accum; micro++) {
+                g.pass = {true, 1, (uint64_t)(step + 3), (uint64_t)micro};
+                gpt_forward(g, g.B, g.T, 1 / ((float)N * o.grad_accum));
+                gpt_backward(g, g.B, g.T, micro > 0);
+            }
+            update(g, step + 3, 1e-4, 0.1, 1, gradient_norm(g));
+            synchronize("update");
+            if (step >= 1) ms[i].push_back(watch.ms());
+        }
+    }
+    for (size_t i = 0; i < models.size(); i++) {
+        GPT& g = models[i];
+        std::vector<double> ratios;
+        for (size_t k = 0; k < ms[i].size(); k++) ratios.push_back(ms[i][k] / ms[0][k]);
+        double step_ms = median(ms[i]), rate = (double)N * o.grad_accum / step_ms * 1e3, params = 0;
+        for_each_param(g, [&](const std::string&, Param& p) { params += p.size(); });
+        double flops = (6 * params + 6.0 * config.layers * config.channels * g.T) * rate; // as llm.c counts
+        rusage usage;
+        getrusage(RUSAGE_SELF, &usage);
+        const std::string& name = o.arms[i].text;
+        if (o.json)
+            result(Json(Json::Object).set("recipe", name).set("model", o.model).set("device", device)
+                .set("ms_per_step", step_ms).set("tokens_per_second", rate).set("tflops", flops / 1e12)
+                .set("of_first", median(ratios)).set("arena_mb", g.arena.used / 1e6)
+                .set("peak_rss_mb", usage.ru_maxrss / 1024.0).dump());
+        else
+            result(format("bench recipe=%s model=%s batch=%d seq_len=%d ms/step=%.2f tok/s=%.0f GFLOP/s=%.1f "
+                          "of_first=%.3f arena_MB=%.0f peak_MB=%.0f", name.c_str(), o.model.c_str(), g.B, g.T, step_ms,
+                          rate, flops / 1e9, median(ratios), g.arena.used / 1e6, usage.ru_maxrss / 1024.0));
+        release(g);
+    }
+    note("%s; median of %lld steps; of_first: of step times against the first recipe's, which took turns",
+         device.c_str(), (long long)o.steps);
+    return 0;
+}

@@ -1,0 +1,118 @@
+// What every command does with a model: load it, feed it batches, evaluate it, look at it.
+#pragma once
+#include "model.cuh"
+#include "run/checkpoint.h"
+#include "run/data.h"
+#include "run/log.h"
+#include "run/sample.h"
+
+struct Stopwatch {
+    using clock = std::chrono::steady_clock;
+    clock::time_point start = clock::now();
+    double ms() const { return std::chrono::duration<double, std::milli>(clock::now() - start).count(); }
+};
+inline double median(std::vector<double> v) {
+    if (v.empty()) return NAN;
+    std::nth_element(v.begin(), v.begin() + v.size() / 2, v.end());
+    return v[v.size() / 2];
+}
+
+// --- weights -----------------------------------------------------------------------------------------------------
+inline std::vector<NamedTensor> named_tensors(GPT& g) {
+    std::vector<NamedTensor> all;
+    for_each_param(g, [&](const std::string& name, Param& p) {
+        std::vector<int64_t> shape = p.rows ? std::vector<int64_t>{p.rows, p.cols} : std::vector<int64_t>{p.cols};
+        all.push_back({name, shape, p.w, p.conv1d});
+    });
+    return all;
+}
+inline void load_weights(GPT& g, const std::string& path) { load_checkpoint(path, named_tensors(g)), publish(g); }
+inline uint64_t fingerprint_of(GPT& g) {
+    synchronize("fingerprint");
+    Fingerprint f;
+    for_each_param(g, [&](const std::string&, Param& p) { f.add(p.w, p.size() * sizeof(real)); });
+    return f.value();
+}
+// Channel 0 of what the LayerNorms hand to linears times `factor`, and its weights there divided by it: the function
+// stays what it was, to the bit if factor is a power of two.
+inline void scale_outlier(GPT& g, float factor) {
+    auto scale = [factor](Norm& n, Linear& l) {
+        n.weight.w[0] *= factor, n.bias.w[0] *= factor;
+        for (int o = 0; o < l.weight.rows; o++) l.weight.w[(size_t)o * l.weight.cols] /= factor;
+    };
+    synchronize("weights");
+    for (TransformerBlock& b : g.blocks) scale(b.ln_1, b.attn_qkv), scale(b.ln_2, b.mlp_fc);
+    publish(g);
+}
+// What a recipe asks to be done to the weights that it starts from.
+inline void disturb(GPT& g, const Recipe& r) {
+    for_each_param(g, [&](const std::string&, Param& p) {
+        for (size_t i = 0; i < p.size() && p.rows && r.init_scale != 1; i++) p.w[i] *= (real)r.init_scale;
+    });
+    float w = (float)g.wte.w[0], below = bits_as<float>(bits_as<uint32_t>(w) & 0x7f800000); // 2^exponent
+    g.wte.w[0] += r.nudge * below * 0x1p-7f; // BF16 has 7 bits behind the leading one
+    if (r.outlier != 1) scale_outlier(g, (float)r.outlier);
+    publish(g);
+}
+
+// --- batches -----------------------------------------------------------------------------------------------------
+inline void index_tokens(GPT& g, const Batches& batches) {
+    g.index.count = batches.index(g.tokens, g.index.distinct, g.index.first, g.index.positions);
+}
+inline void load_batch(GPT& g, const Batches& batches, uint64_t i) {
+    batches.fill(i, g.tokens, g.targets);
+    index_tokens(g, batches);
+}
+// Mean loss over the first windows, in nats per token. recording: amaxes, as in training.
+inline double mean_loss(GPT& g, const Batches& batches, uint64_t windows, bool recording = false) {
+    double sum = 0;
+    g.pass.training = recording, g.pass.micro = 0;
+    for (uint64_t w = 0; w < windows; w += g.B, g.pass.micro++) {
+        int B = (int)std::min<uint64_t>(g.B, windows - w);
+        batches.fill_windows(w, B, g.tokens, g.targets);
+        sum += gpt_forward(g, B, g.T) * B;
+    }
+    return sum / windows;
+}
+// Continues `text` by `count` tokens; see draw_token(). g.B >= 1.
+inline std::vector<int> sample_tokens(GPT& g, std::vector<int> text, int count, double temperature, int top_k,
+                                      uint64_t seed) {
+    int V = g.config.vocab;
+    std::vector<double> last(V);
+    g.pass.training = false;
+    for (int i = 0; i < count; i++) {
+        g.pass.micro = i;
+        int T = (int)std::min<size_t>(text.size(), g.T);
+        std::copy(text.end() - T, text.end(), g.tokens);
+        std::fill(g.targets, g.targets + T, -1);
+        gpt_forward(g, 1, T);
+        const act* logits = g.logits + (size_t)(T - 1) * V;
+        for (int v = 0; v < V; v++) last[v] = (real)logits[v];
+        text.push_back(draw_token(last, temperature, top_k, random_uniform(seed, i)));
+    }
+    return text;
+}
+
+// --- when it goes wrong ------------------------------------------------------------------------------------------
+// The first thing in the order of computation that is not finite: what a NaN is to be blamed on.
+inline std::string first_bad(GPT& g, int N) {
+    std::string found;
+    auto look = [&](const std::string& name, const auto* x, size_t n) {
+        for (size_t i = 0; i < n && found.empty(); i++)
+            if (!std::isfinite((real)x[i])) found = format("%s[%zu] = %g", name.c_str(), i, (double)(real)x[i]);
+    };
+    size_t C = g.config.channels;
+    for_each_param(g, [&](const std::string& name, Param& p) { look(name, p.w, p.size()); });
+    look("embedding", g.x0, N * C);
+    for (size_t l = 0; l < g.blocks.size(); l++) { // what a recipe keeps as codes only is seen one operation later
+        TransformerBlock& b = g.blocks[l];
+        std::string h = "h." + std::to_string(l);
+        look(h + ".attn.c_attn", b.qkv, N * 3 * C), look(h + ".attn", b.att, N * C);
+        look(h + ".attn.c_proj", b.mid, N * C), look(h + ".mlp.c_fc", b.fc, N * 4 * C);
+        look(h + ".mlp.c_proj", b.out, N * C);
+    }
+    look("ln_f", g.lnf, N * C), look("loss", g.losses, N);
+    look("lm_head gradient", g.logits, (size_t)N * g.config.vocab);
+    for_each_param(g, [&](const std::string& name, Param& p) { look("gradient of " + name, p.grad, p.size()); });
+    return found.empty() ? "the sum of squares overflows" : found;
+}
