@@ -259,7 +259,8 @@ struct TensorScale {
 template <class T>
 void cast_tensor(uint8_t* codes, float* amax, const T* x, const float* scale, Cast c, bool transpose, int R, int C,
                  uint64_t key = 0) {
-    cast_blocks<32, E4M3, E5M2>("cast_tensor", Job<T>{codes, x, transpose, R, C, key, amax}, TensorScale{scale, 1}, c);
+    Job<T> job = {codes, x, transpose, R, C, key, amax};
+    cast_blocks<32, E4M3, E5M2, E3M2, E2M3, E2M1>("cast_tensor", job, TensorScale{scale, 1}, c);
 }
 // MX: blocks of 32, an E8M0 byte each. A block that holds infinity or NaN gets byte 0xff and decodes to NaN; its
 // elements are cast as they are.
@@ -375,7 +376,7 @@ struct Nvfp4Decode {
 };
 // scale_inv or amax_tensor null: that factor is left out, for a GEMM that applies it to its result.
 template <class Y> void decode_tensor(Y* y, const uint8_t* codes, const float* scale_inv, Format f, int O, int K) {
-    decode_blocks<32, E4M3, E5M2>("decode_tensor", y, codes, TensorDecode{scale_inv}, f, O, K);
+    decode_blocks<32, E4M3, E5M2, E3M2, E2M3, E2M1>("decode_tensor", y, codes, TensorDecode{scale_inv}, f, O, K);
 }
 template <class Y> void decode_float8(Y* y, const uint8_t* codes, const float* scale_inv, Cast c, int O, int K) {
     Float8Decode scales = {scale_inv, blocks(K, 128), c.block.rows};

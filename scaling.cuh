@@ -77,9 +77,9 @@ struct ScalingKind {
 };
 constexpr ScalingKind scaling_kinds[] = { // in the order of enum Scaling
     {"none", Elem::f32, {0, 0}, "bf16", ""},
-    {"unit", Elem::f32, {0, 0}, "e4m3 e5m2", "0x0"},
-    {"delayed", Elem::f32, {0, 0}, "e4m3 e5m2", "0x0"},
-    {"current", Elem::f32, {0, 0}, "e4m3 e5m2", "0x0"},
+    {"unit", Elem::f32, {0, 0}, "e4m3 e5m2 e3m2 e2m3 e2m1", "0x0"},
+    {"delayed", Elem::f32, {0, 0}, "e4m3 e5m2 e3m2 e2m3 e2m1", "0x0"},
+    {"current", Elem::f32, {0, 0}, "e4m3 e5m2 e3m2 e2m3 e2m1", "0x0"},
     {"blockwise", Elem::f32, {1, 128}, "e4m3 e5m2", "1x128 128x128"},
     {"mx", Elem::e8m0, {1, 32}, "e4m3 e5m2 e3m2 e2m3 e2m1", "1x32"},
     {"nvfp4", Elem::e4m3, {1, 16}, "e2m1", "1x16 16x16"},
@@ -365,8 +365,8 @@ struct Quantizer {
     struct { bool delayed = false, kept[2] = {}; CopyBytes bytes[2]; } plan; // the most of any stage; not kept: scratch
 
     bool is_cast() const { return quantized[0] || quantized[1]; } // for some GEMM
-    // One scale for all: the copy along cols serves both GEMMs, one of them by strides.
-    bool shares() const { return is_per_tensor(cast); }
+    // One scale for all: the copy along cols serves both GEMMs, one of them by strides, which half a byte has not.
+    bool shares() const { return is_per_tensor(cast) && cast.elem.bits() > 4; }
     bool needs(Along k, bool backward) const {
         if (shares()) return k == Along::cols && (quantized[0] || (quantized[1] && backward));
         return quantized[(int)k] && (k == Along::cols || backward);
@@ -375,7 +375,7 @@ struct Quantizer {
     int contraction(int rows) const { return transforms() ? (rows + 15) / 16 * 16 : rows; } // of the copy along rows
     CopyBytes bytes(Along k, size_t rows, size_t cols) const {
         size_t O = k == Along::cols ? rows : cols, K = k == Along::cols ? cols : contraction((int)rows);
-        if (is_per_tensor(cast)) return {O * K};
+        if (is_per_tensor(cast)) return {O * code_bytes(cast.elem, K)};
         size_t KB = blocks(K, cast.block.cols), tiles = blocks(O, cast.block.rows) * KB;
         bool byte_scales = kind_of(cast).scales != Elem::f32;
         return {O * code_bytes(cast.elem, K), byte_scales ? O * KB : 4 * tiles, byte_scales ? 4 * tiles : 0};

@@ -120,7 +120,7 @@ template <class T, class F> void each_case(F work) {
 const uint64_t KEY = draw_key(42, 7, 0, 3, 1, 0);
 
 template <class T> void check_tensor() {
-    for (Format f : {E4M3, E5M2})
+    for (Format f : {E4M3, E5M2, E3M2, E2M3, E2M1})
         for (Rounding round : {Rounding::rne, Rounding::sr})
             each_case<T>([&](const Rows<T>& x, const std::string& what) {
                 Cast c = {.elem = f, .round = round};
@@ -128,17 +128,22 @@ template <class T> void check_tensor() {
                 for (int o = 0; o < x.O; o++)
                     for (int k = 0; k < x.K; k++)
                         if (!std::isnan(x.at(o, k))) want = std::max(want, std::fabs(x.at(o, k)));
-                std::vector<uint8_t> codes((size_t)x.O * x.K, 0xee);
+                size_t row_bytes = f.bits() == 4 ? (x.K + 1) / 2 : x.K;
+                std::vector<uint8_t> codes(x.O * row_bytes, 0xee);
                 cast_tensor(codes.data(), &amax, x.x, &scale, c, x.transpose, x.R, x.C, KEY);
                 same(codes, codes_of(x, c, KEY, [&](int, int) { return scale; }), what);
                 CHECK(amax == want);
                 float again = 0;
                 amax_tensor(&again, x.x, (size_t)x.R * x.C);
                 if (want > 0.25f) CHECK(again == want);
-                std::vector<float> y(codes.size()), expect;
+                std::vector<float> y((size_t)x.O * x.K), expect;
                 float scale_inv = 1 / scale;
                 decode_tensor(y.data(), codes.data(), &scale_inv, f, x.O, x.K);
-                for (auto q : codes) expect.push_back(decode(f, q) * scale_inv);
+                for (int o = 0; o < x.O; o++)
+                    for (int k = 0; k < x.K; k++) {
+                        uint32_t q = f.bits() == 4 ? codes[o * row_bytes + k / 2] >> k % 2 * 4 & 15 : codes[o * row_bytes + k];
+                        expect.push_back(decode(f, q) * scale_inv);
+                    }
                 same(y, expect, what + " decoded");
             });
 }
@@ -394,8 +399,8 @@ TEST_CASE("the tiled layout of scales is a permutation of its padded tiles") {
 TEST_CASE("casts refuse formats and blocks that are none of theirs, and say which are") {
     std::vector<float> x(16), f(16);
     std::vector<uint8_t> q(16), s(16);
-    CHECK_THROWS_WITH(cast_tensor(q.data(), nullptr, x.data(), nullptr, {.elem = E2M1}, false, 4, 4),
-                      "cast_tensor: e2m1 is not a format it takes. hint: those are e4m3 e5m2");
+    CHECK_THROWS_WITH(cast_tensor(q.data(), nullptr, x.data(), nullptr, {.elem = BF16}, false, 4, 4),
+                      "cast_tensor: bf16 is not a format it takes. hint: those are e4m3 e5m2 e3m2 e2m3 e2m1");
     CHECK_THROWS_WITH(cast_mx(q.data(), s.data(), x.data(), {.elem = BF16}, false, 4, 4),
                       "cast_mx: bf16 is not a format it takes. hint: those are e4m3 e5m2 e3m2 e2m3 e2m1");
     CHECK_THROWS_WITH(cast_float8(q.data(), f.data(), x.data(), {.elem = E4M3, .block = {1, 32}}, false, 4, 4),

@@ -112,6 +112,26 @@ TEST_CASE("delayed: an infinite amax holds the scale until it has left the windo
         for (Quantizer* q : {&d.l.x, &d.l.w, &d.l.dy}) CHECK(q->delayed->scale == scales[t]);
     }
 }
+TEST_CASE(
+    "FP4 under one scale: an outlier makes zeros of what is 24 times smaller, in either copy, two codes to a byte") {
+    const float values[8] = {0, 1, -4, 24, 3, -3, 72, -0.001f}; // 6 / 72: 1/12, 1/3, 2, 1/4; a quarter is a tie
+    Model g({1, 1, 8, 1, 20}, 1, "mxfp4:scaling=current");
+    Driven d(g, g.blocks[0].attn_proj);
+    for (int i = 0; i < 8; i++) d.x[i] = act(values[i]);
+    TensorStats s = {};
+    d.l.x.watch = [&](const Tensor& t) {
+        s = measure(t, g.measured);
+        const Copy* x = d.l.x.copies;
+        CHECK(std::vector<int>(x[0].codes, x[0].codes + 4) == std::vector<int>{0x00, 0x49, 0x80, 0x87});
+        CHECK(std::vector<int>(x[1].codes, x[1].codes + 8) == std::vector<int>{0, 0, 9, 4, 0, 8, 7, 8}); // of one token
+        for (int k : {0, 1}) CHECK(x[k].factors->scale == 6 / 72.0f);
+        for (int k : {0, 1}) CHECK(x[k].factors->scale_inv == 1 / (6 / 72.0f));
+    };
+    d.step(1);
+    CHECK(s.underflow == 50);
+    CHECK(s.saturation == 0);
+    CHECK((float)s.scale == 6 / 72.0f);
+}
 TEST_CASE("current: scale 4.48 and the codes that go with it; powers of two; amax 0, infinity and NaN give scale 1") {
     const float values[8] = {0, 1, -2, 3, 0.1f, -0.7f, 100, -0.001f};
     struct {
@@ -327,8 +347,9 @@ Decoded decoded(const Tensor& t, Along k, bool stored = false) { // stored: the 
     d.O = k == Along::cols ? t.rows : t.cols, d.K = k == Along::cols ? t.cols : t.rows;
     d.quantized = stored || q.quantized[(int)k];
     bool per_tensor = c.scaling == Scaling::unit || c.scaling == Scaling::delayed || c.scaling == Scaling::current;
+    bool one_copy = per_tensor && c.elem.bits() > 4; // for both GEMMs
     if (d.quantized && !per_tensor && k == Along::rows && c.rht) d.K = (d.K + 15) / 16 * 16;
-    const Copy& copy = q.copies[per_tensor ? 0 : (int)k];
+    const Copy& copy = q.copies[one_copy ? 0 : (int)k];
     size_t K = d.K, row_bytes = c.elem.bits() == 4 ? (K + 1) / 2 : K;
     int N = c.scaling == Scaling::mx ? 32 : c.scaling == Scaling::nvfp4 ? 16 : 128;
     size_t KB = (K + N - 1) / N;
@@ -341,7 +362,7 @@ Decoded decoded(const Tensor& t, Along k, bool stored = false) { // stored: the 
                 d.v.push_back((float)t.data[source]);
                 continue;
             }
-            uint8_t byte = copy.codes[per_tensor ? source : o * row_bytes + (c.elem.bits() == 4 ? i / 2 : i)];
+            uint8_t byte = copy.codes[one_copy ? source : o * row_bytes + (c.elem.bits() == 4 ? i / 2 : i)];
             double value = decode(c.elem, c.elem.bits() == 4 ? i % 2 ? byte >> 4 : byte & 15 : byte), scale = 1;
             if (c.scaling == Scaling::mx)
                 scale = decode(E8M0, copy.scales[o * KB + i / 32]), d.multiplier.push_back(1 / scale);
@@ -486,10 +507,12 @@ void fill(Driven& d, Data data, uint64_t seed) {
 }
 std::vector<string> arms_to_multiply() {
     std::vector<string> arms = recipe_names();
-    for (const char* arm : {"current:pow2_scales=1", "blockwise:pow2_scales=0", "blockwise:pow2_scales=0:w.scaling=mx",
-                            "hybrid:dgrad=0", "nvfp4:fprop=0", "mxfp8:wgrad=0", "mxfp4:rht=1:round=sr:scale_rule=floor",
-                            "nvfp4:rht=0:w.block=1x16", "hybrid:dy.scaling=mx", "nvfp4:w.scaling=delayed",
-                            "mxfp8:dy.scaling=none", "hybrid:round=sr:x.scaling=current"})
+    for (const char* arm :
+         {"current:pow2_scales=1", "blockwise:pow2_scales=0", "blockwise:pow2_scales=0:w.scaling=mx", "hybrid:dgrad=0",
+          "nvfp4:fprop=0", "mxfp8:wgrad=0", "mxfp4:rht=1:round=sr:scale_rule=floor", "nvfp4:rht=0:w.block=1x16",
+          "hybrid:dy.scaling=mx", "nvfp4:w.scaling=delayed", "mxfp8:dy.scaling=none",
+          "hybrid:round=sr:x.scaling=current", "mxfp4:scaling=current", "hybrid:format=e2m1:round=sr",
+          "current:w.format=e2m1:dgrad=0:pow2_scales=1", "unit:x.format=e2m1:fprop=0", "mxfp6:scaling=delayed"})
         arms.push_back(arm);
     return arms;
 }
@@ -664,7 +687,8 @@ TEST_CASE("every key sets what it names, for one operand or for all; the later o
     CHECK(block_text(row("hybrid:scaling=mx").x.block) == "1x32");
     CHECK(row("hybrid:scaling=nvfp4").dy.elem == E2M1);
     CHECK(row("hybrid:scaling=blockwise").w.pow2_scales);
-    CHECK(row("nvfp4:scaling=delayed").x.elem == E4M3);
+    CHECK(row("nvfp4:scaling=blockwise").x.elem == E4M3);
+    CHECK(row("mxfp4:scaling=current").x.elem == E2M1);
     CHECK(is_per_tensor(row("mxfp8:scaling=unit").w));
     CHECK(!row("nvfp4:scaling=current").x.rht);
     CHECK(row("nvfp4:scaling=mx").x.rht);
@@ -702,7 +726,7 @@ TEST_CASE(
         {"nvfp4:w.block=1x32", {"w.block=1x32", "nvfp4", "1x16 16x16"}},
         {"mxfp8:block=32x32", {"x.block=32x32", "1x32"}},
         {"hybrid:block=1x32", {"block"}},
-        {"hybrid:format=e2m1", {"x.format=e2m1", "delayed", "e4m3 e5m2"}},
+        {"blockwise:format=e2m1", {"x.format=e2m1", "blockwise", "e4m3 e5m2"}},
         {"nvfp4:format=e4m3", {"x.format=e4m3", "e2m1"}},
         {"hybrid:margin=1.5", {"whole number"}},
         {"hybrid:margin=101", {"-100", "100"}},
@@ -746,8 +770,9 @@ TEST_CASE(
         CHECK(text != "accepted");
         for (auto& says : w.says) CHECK(text.find(says) != string::npos);
     }
-    for (const char* fine : {"hybrid:w.format=e5m2:dgrad=0", "hybrid:x.format=e5m2:wgrad=0", "mxfp8:dy.format=e5m2",
-                             "nvfp4:x.rht=0:dy.rht=0", "nvfp4:x.rht=0:wgrad=0", "blockwise:x.block=128x128"}) {
+    for (const char* fine :
+         {"hybrid:w.format=e5m2:dgrad=0", "hybrid:x.format=e5m2:wgrad=0", "mxfp8:dy.format=e5m2", "hybrid:format=e2m1",
+          "mxfp6:scaling=unit", "nvfp4:x.rht=0:dy.rht=0", "nvfp4:x.rht=0:wgrad=0", "blockwise:x.block=128x128"}) {
         INFO(string(fine));
         CHECK(refused(fine) == "accepted");
     }
@@ -802,7 +827,7 @@ TEST_CASE("measure: underflow, saturation, SQNR and bias of the copy, as a loop 
                 Scaling how = t.quantizer->cast.scaling;
                 bool has_scale = how == Scaling::unit || how == Scaling::delayed || how == Scaling::current;
                 CHECK(std::isnan(s.scale) == !has_scale);
-                if (has_scale) CHECK((float)s.scale == t.quantizer->copies[0].factors->scale);
+                if (has_scale) CHECK((float)s.scale == t.quantizer->copies[(int)k].factors->scale);
                 if (how == Scaling::delayed && what.ends_with(" x")) CHECK(s.saturation > 1);
             };
         }
@@ -829,6 +854,9 @@ TEST_CASE("hybrid and mxfp8 keep less of a linear's input than bf16, and nothing
     // half a byte, and an eighth of a byte for scales, for every element of a copy along tokens; but att is kept
     CHECK((double)bytes("nvfp4")["saved inputs of linears"] <= 0.3 * (double)bf16["saved inputs of linears"]);
     CHECK((double)bytes("mxfp8")["saved inputs of linears"] <= 0.53 * (double)bf16["saved inputs of linears"]);
+    auto fp4 = bytes("mxfp4:scaling=current"); // two copies of half a byte
+    CHECK(fp4["weight codes"] <= bytes("current")["weight codes"]);
+    CHECK((double)fp4["saved inputs of linears"] <= 0.27 * (double)bf16["saved inputs of linears"]);
     CHECK(bytes("bf16+hybrid@5")["scales"] >= 4 * 4 * 3 * 1024 * sizeof(float)); // records from the first step on
     CHECK(bytes("bf16")["scales"] == 0);
     CHECK(bytes("mxfp8")["scales"] < 100000);

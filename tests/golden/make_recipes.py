@@ -133,6 +133,8 @@ RECIPES = {
     "mxfp4:rht=1,dy.round=sr": (SMALL, mx(E2M1, E2M1, rht=True, sr=True)),
     "nvfp4:rht=0,dy.round=rne,w.block=1x16": (SMALL, nvfp4(tile=1, sr=False, rht=False)),
     "blockwise:pow2_scales=0": (LONG | dict(kappa=2), float8(False)),
+    "mxfp4:scaling=current": (SMALL, three(*[Cast(E2M1, "current")] * 3)),
+    "mxfp6:scaling=current": (SMALL, three(Cast(E2M3, "current"), Cast(E2M3, "current"), Cast(E3M2, "current"))),
 }
 
 
