@@ -62,20 +62,18 @@ double t_quantile(double p, double df) {
     for (int i = 0; i < 100; i++) (above((low + high) / 2) > 1 - p ? low : high) = (low + high) / 2;
     return high;
 }
-static double mean(const std::vector<double>& values) {
-    double sum = 0;
-    for (double v : values) sum += v;
-    return sum / (double)values.size(); // of nothing: NAN
-}
 Interval t_interval(const std::vector<double>& values, double confidence) {
-    Interval i{(int)values.size(), mean(values)};
-    std::vector<double> squares;
-    for (double v : values) squares.push_back((v - i.mean) * (v - i.mean));
+    Interval i{(int)values.size()};
+    double sum = 0, squares = 0;
+    for (double v : values) sum += v;
+    i.mean = sum / i.n;
     if (i.n < 2) return i;
-    i.sd = sqrt(mean(squares) * i.n / (i.n - 1));
+    for (double v : values) squares += (v - i.mean) * (v - i.mean);
+    i.sd = sqrt(squares / (i.n - 1));
     double half = t_quantile((1 + confidence) / 2, i.n - 1) * i.sd / sqrt(i.n);
     return i.low = i.mean - half, i.high = i.mean + half, i;
 }
+static double mean(const std::vector<double>& values) { return t_interval(values, 0.9).mean; }
 double detectable_effect(int n, double power, double alpha) {
     return (t_quantile(1 - alpha / 2, n - 1) + t_quantile(power, n - 1)) / sqrt(n);
 }
@@ -103,17 +101,15 @@ static int64_t whole(const Json& json, const char* key, const std::string& path)
     return *member(json, key, Json::Number, path).integer();
 }
 static void must_agree(const Json& a, const Json& b, const std::string& dirs) { // all options of two runs, except
-    static const std::string free =
-        " recipe seed seeds out noise-floor price threads device kernels profile json quiet "
-        "stats-every sample-every prompt dump resume ";
+    static const std::string may_differ =
+        " recipe seed seeds out noise-floor price threads device kernels profile json "
+        "quiet stats-every sample-every prompt dump resume ";
     auto show = [](const Json& j, const std::string& key) { return j.find(key) ? j.find(key)->dump() : "absent"; };
     for (auto* keys : {&a.keys, &b.keys})
         for (auto& key : *keys)
-            if (free.find(" " + key + " ") == free.npos && show(a, key) != show(b, key))
-                fail(
-                    "%s are different experiments: %s is %s in one and %s in the other. hint: compare runs that differ "
-                    "in recipes and seeds only",
-                    dirs.c_str(), key.c_str(), show(a, key).c_str(), show(b, key).c_str());
+            if (may_differ.find(" " + key + " ") == std::string::npos && show(a, key) != show(b, key))
+                fail("%s are different experiments: %s is %s and %s. hint: only recipes and seeds may differ",
+                     dirs.c_str(), key.c_str(), show(a, key).c_str(), show(b, key).c_str());
 }
 static void keep_worst(Worst& w, const Table& t, size_t r, const char* name) {
     double v = t.text(r, name).empty() ? NAN : t.number(r, name); // empty: the layer is in BF16
@@ -169,7 +165,7 @@ struct Reader {
             std::string arm = "recipe " + t.text(i, "recipe") + " with seed " + t.text(i, "seed");
             if (!s || s->dir != dir) bad(line(t, i + 2), arm + " is not in run.json");
             bool ok = true;
-            if (name == "steps") s->step = std::max(s->step, whole(t, i, "step"));
+            if (name == "steps") s->step = whole(t, i, "step");
             else if (name == "evals") {
                 int64_t step = whole(t, i, "step");
                 if (step) tokens = t.number(i, "tokens") / (double)step;
@@ -195,15 +191,14 @@ struct Reader {
 // The pairs of losses at each check-point, the last of which is the end, and what follows from them.
 static void judge(RecipeResult& r, const Comparison& c, double tokens) {
     const RecipeResult* base = c.find(c.baseline);
-    auto partner = [&](const SeedResult& s) {
-        return base ? find_by(base->seeds, &SeedResult::seed, s.seed) : nullptr;
-    };
+    const std::vector<SeedResult> nobody, &others = base && base != &r ? base->seeds : nobody;
+    auto partner = [&](const SeedResult& s) { return find_by(others, &SeedResult::seed, s.seed); };
     double reached = 0, planned = 0;
     bool worse = false;
     std::vector<double> losses, ms;
     for (SeedResult& s : r.seeds) {
         const SeedResult* b = partner(s);
-        if (b && b != &s) s.difference = s.loss - b->loss;
+        if (b) s.difference = s.loss - b->loss;
         if (s.outcome == "done") losses.push_back(s.loss);
         if (s.ms > 0) ms.push_back(s.ms);
         r.diverged += s.outcome == "diverged";
@@ -217,7 +212,7 @@ static void judge(RecipeResult& r, const Comparison& c, double tokens) {
         std::vector<double> d, bases;
         auto at = [&](const SeedResult& s) { return s.evals.count(k.step) ? s.evals.at(k.step) : NAN; };
         for (const SeedResult& s : r.seeds)
-            if (auto* b = partner(s); b && b != &s && std::isfinite(at(s) - at(*b)))
+            if (auto* b = partner(s); b && std::isfinite(at(s) - at(*b)))
                 d.push_back(at(s) - at(*b)), bases.push_back(at(*b));
         k.nats = t_interval(d, 0.9), k.complete = d.size() == r.seeds.size(), r.baseline_loss = mean(bases);
         for (double& v : d) v *= 100 / r.baseline_loss;
@@ -234,7 +229,7 @@ static void judge(RecipeResult& r, const Comparison& c, double tokens) {
     if (r.emulated || ms.empty()) return;
     std::nth_element(ms.begin(), ms.begin() + ms.size() / 2, ms.end());
     r.tokens_per_second = tokens / ms[ms.size() / 2] * 1e3;
-    if (base && base != &r) r.speedup = r.tokens_per_second / base->tokens_per_second; // the baseline comes first
+    if (base && base != &r) r.speedup = r.tokens_per_second / base->tokens_per_second; // whose turn came first
     if (c.price > 0) r.cost = c.price / 3600 / r.tokens_per_second * 1e6;
 }
 Comparison compare(const std::vector<std::string>& dirs) {
@@ -259,26 +254,27 @@ Comparison compare(const std::vector<std::string>& dirs) {
 // --- showing -----------------------------------------------------------------------------------------------------
 using Rows = std::vector<std::vector<std::string>>;
 
-// rows[0] are titles, with > for numbers. Columns that do not fit beside the names, which come first, stand in a table
-// above; empty columns are left out; a name that is too long has a line of its own.
+// rows[0] are titles; < before one puts its column to the left, > to the right. What does not fit beside the names,
+// which come first, stands in a table above. Empty columns are left out, and long names have a line of their own.
 static std::string table(const Rows& rows, int width) {
-    size_t columns = rows[0].size();
-    std::vector<int> widths(columns), above(columns); // above: how many tables follow the one that a column is in
+    const size_t columns = rows[0].size();
+    std::vector<int> widths(columns), below(columns); // below: how many tables follow the one that a column is in
     for (size_t r = 1; r < rows.size(); r++)
         for (size_t i = 0; i < columns; i++)
-            if (!rows[r][i].empty()) widths[i] = std::max({widths[i], (int)rows[r][i].size(), (int)rows[0][i].size()});
-    int names = std::min(widths[0], std::max(12, width / 5 - 4)), used = names, group = 0;
-    for (size_t i = columns; i-- > 1; used += widths[i] ? 2 + widths[i] : 0, above[i] = group)
-        if (used > names && widths[i] && used + 2 + widths[i] > width) used = names, group++;
+            if (!rows[r][i].empty())
+                widths[i] = std::max({widths[i], (int)rows[r][i].size(), (int)rows[0][i].size() - 1});
+    int names = std::min(widths[0], std::max(12, width / 5 - 4)), used = names, tables = 0;
+    for (size_t i = columns; i-- > 1; used += widths[i] ? 2 + widths[i] : 0, below[i] = tables)
+        if (used > names && widths[i] && used + 2 + widths[i] > width) used = names, tables++;
     std::string out;
-    for (; group >= 0; group--, out += "\n")
+    for (; tables >= 0; tables--, out += "\n")
         for (auto& row : rows) {
-            std::string line = format("%-*s", names, row[0].c_str());
+            const int title = &row == &rows[0];
+            std::string line = format("%-*s", names, row[0].c_str() + title);
             if ((int)line.size() > names) line += "\n" + std::string((size_t)names, ' ');
             for (size_t i = 1; i < columns; i++)
-                if (bool right = rows[0][i][0] == '>'; widths[i] && above[i] == group)
-                    line +=
-                        format("  %*s", right ? widths[i] : -widths[i], row[i].c_str() + (right && &row == &rows[0]));
+                if (int w = rows[0][i][0] == '<' ? -widths[i] : widths[i]; w && below[i] == tables)
+                    line += format("  %*s", w, row[i].c_str() + title);
             out += line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
         }
     return out;
@@ -300,68 +296,65 @@ static std::string share(double v, const std::string& of = "") { // in percent
 static std::string share(const Worst& w) {
     return share(w.percent, w.percent > 0 ? w.layer + ":" + w.operand + "@" + std::to_string(w.step) : "");
 }
+static std::string interval(const Interval& i, const char* mean, const char* half) {
+    return cell(mean, i.mean) + cell(half, i.high - i.mean);
+}
 
 std::string comparison_text(const Comparison& c, int width) {
-    Rows losses{{"recipe", ">loss", ">d", ">d in %", "verdict"}}, horizon{{"recipe"}};
-    Rows casts{{"recipe", "runs", ">MB", ">tokens/s", ">speedup", ">cost/M tokens", ">gradient error", "worst layer",
-                "worst underflow", "worst saturation"}};
-    std::string inside, outside, some;
+    Rows losses{{"<recipe", ">loss", ">d", ">d in %", "<verdict"}}, horizon{{"<recipe"}};
+    Rows casts{{"<recipe", "<runs", ">MB", ">tokens/s", ">cost/M tokens", ">gradient", "<worst layer",
+                "<worst underflow", "<worst saturation"}};
+    std::string inside, outside, partly, out;
     const RecipeResult *steady = nullptr, *noisy = nullptr, *floor = c.find(c.noise_floor);
     int enough = 0;
     for (const RecipeResult& r : c.recipes) {
         double bytes = 0;
         for (auto& m : r.memory) bytes += (double)m.second;
-        losses.push_back(
-            {r.recipe, cell("%.4f", r.loss), cell("%+.4f", r.nats.mean) + cell(" +-%.4f", r.nats.high - r.nats.mean),
-             cell("%+.2f", r.relative.mean) + cell(" +-%.2f", r.relative.high - r.relative.mean), r.verdict});
+        losses.push_back({r.recipe, cell("%.4f", r.loss), interval(r.nats, "%+.4f", " +-%.4f"),
+                          interval(r.relative, "%+.2f", " +-%.2f"), r.verdict});
         casts.push_back({r.recipe, r.emulated ? "emulated" : "native", cell("%.0f", bytes / 1e6),
-                         cell("%.0f", r.tokens_per_second), cell("%.2f", r.speedup), cell("%.4f", r.cost),
+                         cell("%.0f", r.tokens_per_second) + cell(" x%.2f", r.speedup), cell("%.4f", r.cost),
                          share(100 * r.gradient_error), share(100 * r.worst_gradient_error, r.worst_gradient_layer),
                          share(r.underflow), share(r.saturation)});
         horizon.push_back({r.recipe});
         for (auto& k : r.horizon) {
             if (&r == &c.recipes[0]) horizon[0].push_back(format(">%d %% ", k.percent));
             horizon.back().push_back(cell(k.complete ? "%+.2f " : "%+.2f*", k.relative.mean));
-            if (k.nats.n && !k.complete) some = "; *: not of all seeds";
+            if (k.nats.n && !k.complete) partly = " (*: not of all seeds)";
         }
         if (r.recipe == c.baseline) horizon.pop_back();
         if (r.nats.n < 2 || &r == floor) continue;
         (r.inside_half ? inside : outside) += " " + r.recipe;
         if (!steady || r.detectable < steady->detectable) steady = &r;
         if (!noisy || r.detectable > noisy->detectable) noisy = &r;
-        for (int n = r.nats.n; r.verdict == "unresolved" && detectable_effect(n) * r.relative.sd > 0.25 && n < 999;)
+        for (int n = r.nats.n; r.verdict == "unresolved" && detectable_effect(n) * r.relative.sd > 0.25 && n < 100;)
             enough = std::max(enough, ++n);
     }
-    std::string out;
     auto say = [&](const std::string& text) { out += wrapped(text, width); };
     auto nats = [](double v, const RecipeResult* r) {
-        return format("%.4f nats (%.2f %%)", v, 100 * v / r->baseline_loss);
+        return format("%.4f nats (%.2f %%) for %s", v, 100 * v / r->baseline_loss, r->recipe.c_str());
     };
-    const std::string seeds = std::to_string(c.seeds) + " seeds", steps = std::to_string(c.steps) + " steps";
-    say("Validation loss after " + steps + " in nats; d: how far above " + c.baseline + " with the same seed" +
-        (c.seeds < 2 ? "" : ", mean of " + seeds + " +- 90 % interval"));
+    const int n = (int)c.seeds;
+    say(format("Validation loss in nats after %lld steps; d: how far above %s", (long long)c.steps,
+               c.baseline.c_str()) +
+        format(n < 2 ? " with the same seed" : " with the same seed, mean of %d seeds +- 90 %% interval", n));
     out += table(losses, width);
-    if (steady)
-        say("Inside +-0.5 %, the bound usually quoted:" + (inside.empty() ? " none" : inside) +
-            (outside.empty() ? "" : "; not:" + outside)),
-            out += "\n";
-    say("What the casts do. Gradient error: of dW against FP32, same weights, same batch. Worst: of all operands, "
-        "steps and seeds.");
+    if (inside.empty()) inside = " none";
+    if (!outside.empty()) outside = "; not:" + outside;
+    if (steady) say("Inside +-0.5 %, the bound usually quoted:" + inside + outside), out += "\n";
+    say("What the casts do. Gradient error: of dW against FP32, same weights and batch. Worst: of all layers and "
+        "steps");
     out += table(casts, width);
-    if (horizon.size() > 1) say("d in % by how much of the " + steps + " is done" + some), out += table(horizon, width);
-    if (floor && c.noise >= 0)
-        say("Noise floor: one bit of one weight (" + floor->recipe + ") moves the loss by up to " +
-            nats(c.noise, floor) + ".");
-    if (c.seeds < 2)
-        say("One seed: no interval: not a comparison. The gradient error is exact for this batch. For a verdict: "
-            "--seeds 5");
+    if (horizon.size() > 1) say("d in % by how much of the steps is done" + partly), out += table(horizon, width);
+    if (floor && c.noise >= 0) say("Noise floor: one bit of a weight moves the loss by up to " + nats(c.noise, floor));
+    if (n < 2)
+        say("One seed: no interval: not a comparison. The gradient error is exact for this batch. hint: --seeds 5");
     if (steady)
-        say(format("%s tell a true d of %.2f standard deviations from 0 (80 %% power, alpha 0.05): ", seeds.c_str(),
-                   detectable_effect((int)c.seeds)) +
-            nats(steady->detectable, steady) + " for " + steady->recipe +
-            (noisy == steady ? "" : ", " + nats(noisy->detectable, noisy) + " for " + noisy->recipe) +
-            ". Smaller ones they may miss.");
-    if (enough) say("Still unresolved: to tell 0.25 % there, --seeds " + std::to_string(enough));
+        say(format("%d seeds tell a true d of %.2f standard deviations from 0 ", n, detectable_effect(n)) +
+            "(80 % power, alpha 0.05): " + nats(steady->detectable, steady) +
+            (noisy == steady ? "" : ", " + nats(noisy->detectable, noisy)) + ". Smaller ones they may miss.");
+    const char* more = enough < 100 ? "" : " or more, or longer runs";
+    if (enough) say(format("Unresolved: to tell 0.25 %% there takes --seeds %d%s", enough, more));
     return out;
 }
 
