@@ -12,6 +12,7 @@
 #include "run/report.h"
 #include "run/version.h"
 #include <fstream>
+#include <memory>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -71,10 +72,11 @@ struct Trainer { // what the arms of a run share
     const Options& o;
     Config config;
     Data data;
-    Log log;
+    std::string dir;
     std::vector<Arm> arms; // those of --recipe, then that of --noise-floor
     std::vector<std::vector<RecipeStage>> stages = {};
     Dump dump = {};
+    std::unique_ptr<Log> log = nullptr;
     uint64_t eval_windows() const {
         Batches all(*data.val, o.batch_size, T(), false, 0);
         return std::min<uint64_t>(all.windows(), (uint64_t)o.eval_batches * o.batch_size);
@@ -101,7 +103,7 @@ static void tell_progress(const Options& o, double loss) {
 }
 static void tell_done(const Trainer& run, const ArmEnd& e) {
     if (e.outcome == "done")
-        result(done_line(e.recipe, e.seed, e.step, e.loss, checkpoint_dir(run.log.dir, e.recipe, e.seed, e.step),
+        result(done_line(e.recipe, e.seed, e.step, e.loss, checkpoint_dir(run.dir, e.recipe, e.seed, e.step),
                          e.fingerprint));
     else result(format("diverged recipe=%s seed=%lld step=%lld", e.recipe.c_str(), (long long)e.seed, (long long)e.step));
 }
@@ -123,7 +125,7 @@ static ArmEnd train_arm(Trainer& run, size_t i, int64_t seed) {
     auto evaluate = [&](int64_t step) {
         set_jump(g, {}, 0);
         end.loss = mean_loss(g, val, run.eval_windows());
-        run.log.eval(arm, seed, step, step * tokens_per_step, end.loss);
+        run.log->eval(arm, seed, step, step * tokens_per_step, end.loss);
         if (!run.compares()) note("step %lld: validation loss %.4f", (long long)step, end.loss);
     };
     evaluate(0);
@@ -137,7 +139,7 @@ static ArmEnd train_arm(Trainer& run, size_t i, int64_t seed) {
         TensorRows rows;
         if (measures) watch_stats(g, rows);
         if (run.dump.step == step)
-            watch_dump(g, run.dump, run.log.dir + "/" + safe_name(arm) + format("-s%lld-", (long long)seed) +
+            watch_dump(g, run.dump, run.dir + "/" + safe_name(arm) + format("-s%lld-", (long long)seed) +
                        safe_name(run.dump.layer + "." + run.dump.operand) +
                        format("-%06lld.safetensors", (long long)step));
         double loss = 0, lr = learning_rate(o, recipe, step);
@@ -146,7 +148,7 @@ static ArmEnd train_arm(Trainer& run, size_t i, int64_t seed) {
             load_batch(g, batches, (uint64_t)(step - 1) * o.grad_accum + micro);
             loss += gpt_forward(g, B, T, (float)(recipe.loss_scale / ((double)N * o.grad_accum))) / o.grad_accum;
             gpt_backward(g, B, T, micro > 0);
-            if (micro == 0 && measures) write_stats(g, rows, run.log, arm, seed, step);
+            if (micro == 0 && measures) write_stats(g, rows, *run.log, arm, seed, step);
             if (micro == 0) for_each_operand(g, [](auto&, auto, Quantizer& q) { q.watch = nullptr; });
         }
         double norm = gradient_norm(g) / recipe.loss_scale;
@@ -154,7 +156,7 @@ static ArmEnd train_arm(Trainer& run, size_t i, int64_t seed) {
         if (finite) update(g, step, lr, o.weight_decay, o.grad_clip, norm, recipe.loss_scale);
         synchronize("update");
         times.push_back(watch.ms());
-        run.log.step({arm, seed, step, o.steps, step * tokens_per_step, loss, norm, lr, times.back()});
+        run.log->step({arm, seed, step, o.steps, step * tokens_per_step, loss, norm, lr, times.back()});
         end.step = step, end.ms = median(times);
         if (!finite) {
             note("recipe %s, seed %lld, step %lld: loss %g, gradient norm %g. First bad tensor: %s. hint: lower --lr",
@@ -167,7 +169,7 @@ static ArmEnd train_arm(Trainer& run, size_t i, int64_t seed) {
     }
     end.fingerprint = fingerprint_of(g);
     if (end.outcome != "diverged")
-        save_checkpoint(checkpoint_dir(run.log.dir, arm, seed, end.step), g.config, named_tensors(g));
+        save_checkpoint(checkpoint_dir(run.dir, arm, seed, end.step), g.config, named_tensors(g));
     if (end.outcome == "done" && !run.compares()) tell_progress(o, end.loss), tell_sample(g, o, seed);
     release(g);
     return end;
@@ -243,10 +245,10 @@ static void describe(Trainer& run, const std::string& device) { // run.json, and
     json.set("options", settings(o)).set("arms", arms)
         .set("config", Json(Json::Object).set("layers", c.layers).set("heads", c.heads).set("channels", c.channels)
             .set("seq_len", c.seq_len).set("vocab", c.vocab)).set("parameters", params);
-    if (o.resume.empty()) run.log.describe(json);
+    if (o.resume.empty()) write_file(run.dir + "/run.json", json.dump(2) + "\n");
     note("%s. %d layers, %d heads, %d channels, %d positions, vocabulary %d: %.3f M parameters, %.2f GB. Writing to %s",
          device.c_str(), c.layers, c.heads, c.channels, c.seq_len, c.vocab, params / 1e6, largest / 1e9,
-         run.log.dir.c_str());
+         run.dir.c_str());
     for (size_t i = 0; i < run.arms.size(); i++)
         for (auto& s : run.stages[i]) note("%s", stage_text(s, linear_names(c.layers)).c_str());
 }
@@ -269,7 +271,7 @@ static void measure_gradients(Trainer& run, const std::string& checkpoint) {
         for (size_t k = 0; k < names.size(); k++)
             if (!skip[k]) row(names[k], errors[k]);
     }
-    write_file(run.log.dir + "/gradients.csv", text);
+    write_file(run.dir + "/gradients.csv", text);
 }
 static void report_on(const std::vector<std::string>& dirs, const std::string& path) {
     if (Comparison c = compare(dirs); c.recipes.size() * c.seeds > 1) {
@@ -298,14 +300,15 @@ static int train(const Options& o) {
     if (o.data == "builtin" && config.vocab < 256)
         fail("a vocabulary of %d, and --data builtin has bytes, 256 of them", config.vocab);
     data.train->vocab = data.val->vocab = config.vocab; // a token at or above is an error where it is read
+    if (!o.init.empty() && o.given.count("seq-len") && o.seq_len > config.seq_len)
+        fail("--seq-len %d: the checkpoint has %d positions", o.seq_len, config.seq_len);
     std::vector<ArmEnd> ends;
     Ended ended;
     if (!o.resume.empty()) ends = read_ends(o.resume + "/arms.csv");
     for (auto& e : ends) ended.insert({e.recipe, e.seed});
-    Trainer run = {o, config, std::move(data),
-                   o.resume.empty() ? Log(make_run_dir(o.out)) : Log(o.resume, &ended), arms, stages, dump};
-    if (run.T() > config.seq_len) fail("--seq-len %d: the checkpoint has %d positions", run.T(), config.seq_len);
+    Trainer run = {o, config, std::move(data), o.resume.empty() ? make_run_dir(o.out) : o.resume, arms, stages, dump};
     describe(run, device);
+    run.log = std::make_unique<Log>(run.dir, o.resume.empty() ? nullptr : &ended);
     if (!o.resume.empty() && ends.empty()) note("%s: no arm has ended yet, so it starts over", o.resume.c_str());
 
     catch_signals();
@@ -322,19 +325,19 @@ static int train(const Options& o) {
                 clear_live();
                 note("stopped in step %lld of recipe %s, seed %lld; the weights are in %s. Arms that have ended are kept, this "
                      "one starts over: ./train --resume %s", (long long)end.step, end.recipe.c_str(), (long long)seed,
-                     checkpoint_dir(run.log.dir, end.recipe, seed, end.step).c_str(), run.log.dir.c_str());
+                     checkpoint_dir(run.dir, end.recipe, seed, end.step).c_str(), run.dir.c_str());
                 return 128 + stop_signal();
             }
             if (before < ends.end()) row_ended(end.recipe, seed, end.outcome, end.loss, end.ms);
-            else run.log.end(end);
+            else run.log->end(end);
             tell_done(run, end);
             if (i == baseline_of(run) && seed == o.seed && end.outcome == "done")
-                weights = checkpoint_dir(run.log.dir, end.recipe, seed, end.step);
+                weights = checkpoint_dir(run.dir, end.recipe, seed, end.step);
             diverged |= end.outcome == "diverged";
         }
     clear_live(true);
     if (run.compares() && !weights.empty()) measure_gradients(run, weights);
-    report_on({run.log.dir}, run.log.dir + "/report.html");
+    report_on({run.dir}, run.dir + "/report.html");
     if (machine.profile) clear_live(), print_profile();
     return diverged && !run.compares() ? 1 : 0;
 }
@@ -398,7 +401,8 @@ static int scan_command(const Options& given) {
     Options o = given;
     if (o.args.empty()) {
         Options bf16 = o;
-        bf16.arms = parse_arms(recipes[0].name), bf16.skip = "", bf16.out = make_run_dir(o.out);
+        bf16.command = "train", bf16.arms = parse_arms(recipes[0].name), bf16.skip = "";
+        bf16.out = make_run_dir(o.out);
         if (int status = train(bf16)) return status;
         o.args = {checkpoint_dir(bf16.out, recipes[0].name, o.seed, o.steps)};
     }

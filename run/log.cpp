@@ -106,7 +106,6 @@ Log::Log(const std::string& dir, const Ended* ended)
       tensors(dir + "/tensors.csv",
               "recipe,seed,step,layer,operand,format,amax,scale,underflow,saturation,sqnr_db,bias", ended),
       arms(dir + "/arms.csv", "recipe,seed,outcome,step,loss,fingerprint,ms", ended) {}
-void Log::describe(const Json& run) { write_file(dir + "/run.json", run.dump(2) + "\n"); }
 void Log::step(const Step& s) {
     auto text = [](int64_t v) { return std::to_string(v); };
     steps.row({s.recipe, text(s.seed), text(s.step), text(s.tokens), number(s.loss), number(s.norm), number(s.lr),

@@ -56,7 +56,6 @@ struct Log {
     std::string dir;
     Csv steps, evals, tensors, arms;
     explicit Log(const std::string& dir, const Ended* ended = nullptr);
-    void describe(const Json& run); // run.json, before step 1
     void step(const Step& s);       // a row, and show_progress(s)
     void eval(const std::string& recipe, int64_t seed, int64_t step, int64_t tokens, double loss); // nats
     void end(const ArmEnd& e); // a row of arms.csv: all rows of the arm are on the disk by then

@@ -268,8 +268,9 @@ Options parse_options(int argc, const char* const* argv) {
     if (o.help || o.version) return o;
 
     // Three layers, the later over the earlier: the table's defaults, the preset, what was typed.
-    for (auto& row : rows)
-        if (has_default(row)) set(o, row, row.normally);
+    for (bool own : {false, true}) // an option that several commands have takes this one's
+        for (auto& row : rows)
+            if (has_default(row) && own == !!(row.commands & command->bit)) set(o, row, row.normally);
     std::vector<std::pair<const OptionRow*, std::string>> typed;
     for (; at < words.size(); at++) {
         if (!is_option(words[at])) {

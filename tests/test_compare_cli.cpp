@@ -6,6 +6,7 @@
 #include <csignal>
 #include <fcntl.h>
 #include <map>
+#include <set>
 #include <unistd.h>
 
 namespace { // test files share one program
@@ -125,7 +126,7 @@ TEST_CASE("arms are paired: with the same seed they start from the same weights 
 
 TEST_CASE("an arm that diverges is counted and shown, its rows stay, the others go on") {
     Scratch s;
-    Result r = run(TRAIN, SMALL + "--recipe bf16,bf16:lr=1000,mxfp8 --grad-clip 0 --warmup 0 --steps 6 --seeds 2 --out " +
+    Result r = run(TRAIN, SMALL + "--recipe bf16,bf16:lr=1000,mxfp8 --grad-clip 0 --warmup 0 --schedule constant --steps 30 --seeds 2 --out " +
                               (s / "run"));
     INFO(r.out << r.err);
     CHECK(r.status == 0);

@@ -102,8 +102,6 @@ TEST_CASE("tables hold exactly the columns, numbers and line ends that were prom
     Csv one("one.csv", "a");
     for (std::string bad : {"a,b", "\"", "a\nb", "\r"})
         CHECK(has(error_of([&] { one.row({bad}); }), "would need quotes"));
-    log.describe(Json(Json::Object).set("version", "x"));
-    CHECK(contents("run/run.json") == "{\n  \"version\": \"x\"\n}\n");
 }
 
 TEST_CASE("a table that cannot grow keeps whole lines, and the error names it") {
