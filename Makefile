@@ -129,6 +129,9 @@ SOURCES = $(shell git ls-files '*.cuh' '*.cu' '*.cpp' '*.h')
 bench: all
 	./$(BIN) bench --recipe bf16,hybrid,e4m3,current,blockwise,mxfp8,mxfp6,mxfp4,nvfp4
 	./$(BIN) bench --casts
+.PHONY: experiments # runs what the pages of docs/experiments say, N="3 4": only those, and draws their figures
+experiments: all
+	@docs/experiments/run.sh $(N)
 loc:
 	@wc -l train.cu model.cuh fp8.cuh scaling.cuh Makefile README.md | sed '$$d'
 	@echo "$$(cat train.cu model.cuh fp8.cuh scaling.cuh ops/* | wc -l) of 5000: train.cu model.cuh fp8.cuh scaling.cuh ops/"
