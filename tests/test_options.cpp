@@ -76,6 +76,11 @@ static const std::vector<Sample> samples = {
     {"train", "device", "cpu", [](auto& o) { return o.device == "cpu"; }},
     {"train", "threads", "2", [](auto& o) { return o.threads == 2; }},
     {"train", "kernels", "portable", [](auto& o) { return o.kernels == "portable"; }},
+    {"train", "native", nullptr, [](auto& o) { return o.native; }},
+    {"train", "resume", "runs/x", [](auto& o) { return o.resume == "runs/x"; }},
+    {"report", "price", "2.5", [](auto& o) { return o.price == 2.5; }},
+    {"train", "seeds", "5", [](auto& o) { return o.seeds == 5; }},
+    {"train", "noise-floor", nullptr, [](auto& o) { return o.noise_floor; }},
     {"train", "profile", nullptr, [](auto& o) { return o.profile; }},
     {"eval", "json", nullptr, [](auto& o) { return o.json; }},
     {"train", "quiet", nullptr, [](auto& o) { return o.quiet; }},
@@ -85,7 +90,7 @@ static const std::vector<Sample> samples = {
 static Words command_line(const std::string& command) { // with the arguments it demands
     if (command == "train") return {};
     if (command == "cast") return {command, "e4m3"};
-    return command == "eval" || command == "sample" || command == "inspect" ? Words{command, "ckpt"} : Words{command};
+    return command == "eval" || command == "sample" || command == "inspect" || command == "report" ? Words{command, "ckpt"} : Words{command};
 }
 
 TEST_CASE("every option arrives where it belongs, written --name value or --name=value, and in settings()") {
@@ -126,7 +131,8 @@ TEST_CASE("every option arrives where it belongs, written --name value or --name
 }
 
 TEST_CASE("--help of a command lists the options that the parser takes there, and no other") {
-    CHECK(command_names() == Words{"train", "eval", "sample", "inspect", "bench", "cast", "formats", "recipes"});
+    CHECK(command_names() ==
+          Words{"train", "eval", "sample", "scan", "inspect", "bench", "cast", "formats", "report", "recipes"});
     for (auto& command : command_names()) {
         CAPTURE(command);
         Words listed, all;
@@ -206,7 +212,7 @@ TEST_CASE("what is unknown is refused with the nearest thing that is known") {
     CHECK(has(usage_error(Words{"--batchsize=5"}), "--batch-size"));
     CHECK(has(usage_error(Words{"--warm=5"}), "--warmup"));
     CHECK(has(usage_error(Words{"-steps", "5"}), "--steps"));
-    CHECK(has(usage_error(Words{"--resume", "x"}), "unknown option --resume"));
+    CHECK(has(usage_error(Words{"--seds", "5"}), "the nearest is --seed"));
     CHECK(has(usage_error(Words{"evl", "x"}), "unknown command evl. hint: the nearest is eval"));
     CHECK(has(usage_error(Words{"5"}), "unknown command 5"));
     CHECK(has(usage_error(Words{"--model", "gtp2"}), "nearest is gpt2;"));
