@@ -6,7 +6,7 @@
 #include "lab/bench.cuh"
 #include "lab/diagnostics.cuh"
 #include "lab/sensitivity.cuh"
-#include "run/cast.h"
+#include "lab/cast.h"
 #include "run/compare.h"
 #include "run/files.h"
 #include "run/report.h"
@@ -263,8 +263,8 @@ static void measure_gradients(Trainer& run, const std::string& checkpoint) {
         const std::vector<bool>& skip = run.stages[i].back().skip;
         std::vector<GradientError> errors = forced.measure((int)i, skip);
         auto row = [&](const std::string& layer, const GradientError& e) {
-            text += format("%s,%lld,%s,%.9g,%.9g,%.9g\n", run.arms[i].text.c_str(), (long long)run.o.seed,
-                           layer.c_str(), e.relative(), e.cosine(), e.of_mean());
+            text += format("%s,%lld,%s,%s,%s,%s\n", run.arms[i].text.c_str(), (long long)run.o.seed, layer.c_str(),
+                           number(e.relative()).c_str(), number(e.cosine()).c_str(), number(e.of_mean()).c_str());
         };
         row("all", total(errors, skip));
         std::vector<std::string> names = linear_names(run.config.layers);

@@ -1,6 +1,6 @@
 #include "check.h"
 #include "fp8.cuh"
-#include "run/cast.h"
+#include "lab/cast.h"
 #include "run/json.h"
 #include <algorithm>
 #include <charconv>

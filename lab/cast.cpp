@@ -1,5 +1,5 @@
 // Words come in, lines go out; between them stand encode() and decode() of fp8.cuh. Half a second per million lines.
-#include "run/cast.h"
+#include "lab/cast.h"
 #include "scaling.cuh"
 #include <algorithm>
 #include <charconv>
