@@ -118,8 +118,8 @@ END {
     p0["x"] = left; p1["x"] = right; p0["y"] = bars ? left : H - 44; p1["y"] = bars ? right : top + 6
     printf "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 %d %d' width='%d' height='%d' role='img' ", W, H, W, H
     printf "aria-label='%s'>\n", text_of(title)
-    split("#111 #0072b2 #d55e00 #00855f #b0478f #a87400 #2e93c9 #666 #0072b2 #d55e00", light, " ")
-    split("#eee #56b4e9 #ff8b45 #2fc79a #e58bc4 #e6b333 #9bd3f5 #aaa #56b4e9 #ff8b45", dark, " ")
+    split("#111 #0072b2 #d55e00 #00855f #b0478f #a87400 #888 #49a6d9 #0072b2 #d55e00", light, " ")
+    split("#eee #56b4e9 #ff8b45 #2fc79a #e58bc4 #e6b333 #999 #b5e0fa #56b4e9 #ff8b45", dark, " ")
     split("none|7 3|2 3|10 3 2 3|5 2|12 4|1 2|8 2 2 2 2 2|2 3|7 3", dash, "|")
     print "<style>.bg{fill:#fff}text{fill:#222;font:13px system-ui,sans-serif}.n{font-size:12px}"
     print ".t{font-weight:600;font-size:15px}.e{text-anchor:end}.m{text-anchor:middle}"
