@@ -131,7 +131,8 @@ struct Reader {
         const Json &options = member(run, "options", Json::Object, path), *noise = run.find("noise_floor");
         must_agree(*runs[0].find("options"), options, c.dirs[0] + " and " + c.dirs[dir]);
         one_device &= member(run, "device", Json::String, path).text == runs[0].find("device")->text;
-        c.baseline = member(run, "baseline", Json::String, path).text;
+        const std::string& baseline = member(run, "baseline", Json::String, path).text;
+        if (!dir) c.baseline = baseline;
         if (noise && noise->kind == Json::String) c.noise_floor = noise->text;
         if (options.find("price")) c.price = options.find("price")->number().value_or(0);
         c.steps = whole(options, "steps", path);
@@ -162,8 +163,8 @@ struct Reader {
         for (size_t i = 0; i < t.rows.size(); i++) {
             auto* r = find_by(c.recipes, &RecipeResult::recipe, t.text(i, "recipe"));
             auto* s = r ? find_by(r->seeds, &SeedResult::seed, whole(t, i, "seed")) : nullptr;
-            std::string arm = "recipe " + t.text(i, "recipe") + " with seed " + t.text(i, "seed");
-            if (!s || s->dir != dir) bad(line(t, i + 2), arm + " is not in run.json");
+            auto arm = [&] { return "recipe " + t.text(i, "recipe") + " with seed " + t.text(i, "seed"); };
+            if (!s || s->dir != dir) bad(line(t, i + 2), arm() + " is not in run.json");
             bool ok = true;
             if (name == "steps") s->step = whole(t, i, "step");
             else if (name == "evals") {
@@ -182,7 +183,7 @@ struct Reader {
                 std::vector<double>* v = gradients[r->recipe][t.text(i, "layer")];
                 for (const char* column : {"rel_error", "cosine", "mean_error"}) v++->push_back(t.number(i, column));
             }
-            if (!ok) bad(line(t, i + 2), arm + " has that already, or an outcome besides done and diverged");
+            if (!ok) bad(line(t, i + 2), arm() + " has that already, or an outcome besides done and diverged");
         }
     }
 };
@@ -203,8 +204,9 @@ static void judge(RecipeResult& r, const Comparison& c, double tokens) {
         if (s.ms > 0) ms.push_back(s.ms);
         r.diverged += s.outcome == "diverged";
         worse |= s.outcome == "diverged" && b && b->outcome == "done";
-        for (const SeedResult* a : {(const SeedResult*)&s, b ? b : &s})
-            planned += (double)c.steps, reached += (double)(a->outcome == "not finished" ? a->step : c.steps);
+        for (const SeedResult* a : {(const SeedResult*)&s, b ? b : &s}) // after its last step an arm still evaluates
+            reached += (double)(a->outcome == "not finished" ? std::min(a->step, c.steps - 1) : c.steps);
+        planned += 2 * (double)c.steps;
     }
     r.done = (int)losses.size(), r.loss = mean(losses);
     for (int percent : {10, 25, 50, 75, 90, 100}) {

@@ -83,7 +83,7 @@ struct RecipeResult {
 };
 struct Comparison {
     std::vector<std::string> dirs;
-    std::string baseline, noise_floor; // recipes; noise_floor: the A/A arm, "" without one
+    std::string baseline, noise_floor; // recipes; the baseline of the first directory; the A/A arm, "" without one
     int64_t steps = 0, seeds = 0;      // seeds: the most that any recipe was given
     double noise = NAN, price = 0;     // nats, the largest |d| of the A/A arm; price of a GPU hour, 0: not told
     std::vector<RecipeResult> recipes; // in the order given, but the baseline first and the A/A arm last

@@ -49,7 +49,7 @@ struct Fake {
                 if (diverges) ended += arm + "diverged,77,nan,0,12\n";
                 else
                     ended += arm + format("done,500,%.9g,00ff,%d\n", 2 + 0.1 * (seed + i) + differences[i],
-                                          8 + (2 * i + 4) % 6);
+                                          8 + (4 * i + 4) % 6);
             }
         }
         write(dir + "/run.json",
@@ -310,17 +310,17 @@ TEST_CASE("the worst underflow and saturation name layer, operand, step and seed
     CHECK((r.underflow.layer == "h.3.mlp.c_proj" && r.underflow.operand == "dy"));
     CHECK((r.underflow.step == 26 && r.underflow.seed == 2));
     CHECK(r.saturation.percent == 0.001);
-    CHECK(std::isnan(c.find("bf16")->underflow.percent));
+    CHECK((std::isnan(c.find("bf16")->underflow.percent) && c.find("bf16")->underflow.layer.empty()));
     std::string text = comparison_text(c, 140);
     CHECK(has(text, "97.2 % h.3.mlp.c_proj:dy@26"));
     CHECK(has(text, "<0.01 % h.3.mlp.c_proj:dy@26"));
 }
 TEST_CASE("only what runs natively has a speed, and a cost if an hour has a price") {
     Scratch s;
-    Fake fake{{{"bf16", zero3}, {"hybrid", zero3}, {"mxfp4", zero3}}};
+    Fake fake{{{"bf16", zero5}, {"hybrid", zero5}, {"mxfp4", zero5}}};
     fake.native = true, fake.price = 36, fake.to(s / "a");
     Comparison c = compare({s / "a"});
-    // 768 tokens in the median of 12, 8 and 10 ms; 36 an hour is 0.01 a second
+    // 768 tokens in the median of 12, 10, 8, 12 and 10 ms; 36 an hour is 0.01 a second
     CHECK(c.find("hybrid")->tokens_per_second == doctest::Approx(76800));
     CHECK(c.find("hybrid")->speedup == doctest::Approx(1)); // Fake has the same times for all
     CHECK(std::isnan(c.find("bf16")->speedup));
@@ -344,7 +344,7 @@ TEST_CASE("only what runs natively has a speed, and a cost if an hour has a pric
 TEST_CASE("what has not ended is shown as such, and has no verdict yet") {
     Scratch s;
     Fake{{{"bf16", zero3}, {"mxfp8", {0.1, 0.1, 0.1}}}}.to(s / "a");
-    replace(s / "a/arms.csv", "mxfp8,3,done,500,2.4,00ff,10\n", "");
+    replace(s / "a/arms.csv", "mxfp8,3,done,500,2.4,00ff,8\n", "");
     std::string steps = slurp(s / "a/steps.csv"), evals = slurp(s / "a/evals.csv");
     steps.resize(steps.find("mxfp8,3,375")), evals.resize(evals.find("mxfp8,3,375"));
     write(s / "a/steps.csv", steps), write(s / "a/evals.csv", evals);
@@ -357,8 +357,7 @@ TEST_CASE("what has not ended is shown as such, and has no verdict yet") {
     CHECK(std::isnan(r.seeds[2].loss));
     CHECK(r.nats.n == 2);
     Fake{{{"bf16", zero3}, {"mxfp8", zero3}}}.to(s / "b");
-    replace(s / "b/arms.csv", "mxfp8,3,done,500,2.3,00ff,10\n", ""),
-        replace(s / "b/steps.csv", "mxfp8,3,500", "mxfp8,3,499");
+    replace(s / "b/arms.csv", "mxfp8,3,done,500,2.3,00ff,8\n", ""); // all steps are done, but it has not ended
     CHECK(compare({s / "b"}).find("mxfp8")->verdict == "not finished (99 %)");
     CHECK(!compare({s / "b"}).find("mxfp8")->inside_half); // though what is there is
     CHECK((r.horizon[2].complete && !r.horizon[3].complete));
@@ -375,7 +374,7 @@ TEST_CASE("what has not ended is shown as such, and has no verdict yet") {
 TEST_CASE("a divergence already decides before the rest has ended, but not before its baseline has") {
     Scratch s;
     Fake{{{"bf16", zero3}, {"mxfp8", {NAN, 0, 0}}}}.to(s / "a");
-    replace(s / "a/arms.csv", "mxfp8,3,done,500,2.3,00ff,10\n", "");
+    replace(s / "a/arms.csv", "mxfp8,3,done,500,2.3,00ff,8\n", "");
     CHECK(compare({s / "a"}).find("mxfp8")->verdict == "worse (1 of 3 diverged)");
     replace(s / "a/arms.csv", "bf16,1,done,500,2.1,00ff,12\n", "");
     replace(s / "a/steps.csv", "bf16,1,500", "bf16,1,450");
@@ -541,6 +540,10 @@ TEST_CASE("at every width all recipes and columns are there, and no line is wide
     for (int width : {60, 72, 80, 100, 120, 140, 200}) {
         std::string text = comparison_text(c, width);
         CHECK(text.back() == '\n');
+        auto all = lines(text);
+        bool together =
+            std::any_of(all.begin(), all.end(), [](auto& l) { return has(l, " loss ") && has(l, "verdict"); });
+        CHECK((width < 80 || together));
         for (auto& line : lines(text)) {
             CHECK_MESSAGE((int)line.size() <= width, line);
             CHECK((line.empty() || line.back() != ' '));
