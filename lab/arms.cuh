@@ -61,16 +61,20 @@ inline std::vector<std::string> skipped_names(const RecipeStage& s, const std::v
         if (s.skip[i]) skipped.push_back(names[i]);
     return skipped;
 }
-// Which layers run in what.
+// What is cast how, and which layers are not.
 inline std::string stage_text(const RecipeStage& s, const std::vector<std::string>& names) {
-    std::string bf16, from = s.from ? format("from step %lld on ", (long long)s.from) : "";
+    std::string text = s.from ? format("from step %lld on ", (long long)s.from) : "", last;
+    if (!any_quantized(s.recipe)) return text + s.recipe.name + ": every linear in BF16";
     std::vector<std::string> skipped = skipped_names(s, names);
-    for (auto& name : skipped) bf16 += " " + name;
-    if (!any_quantized(s.recipe)) return from + s.recipe.name + ": every linear in BF16";
-    return from + format("%s: %zu of %zu linears, x %s, w %s, dy %s, emulated", s.recipe.name.c_str(),
-                         names.size() - skipped.size(), names.size(), cast_text(s.recipe.x).c_str(),
-                         cast_text(s.recipe.w).c_str(), cast_text(s.recipe.dy).c_str()) +
-           (skipped.empty() ? "" : ". In BF16:" + bf16);
+    text += format("%s: %zu of %zu linears, emulated", s.recipe.name.c_str(), names.size() - skipped.size(), names.size());
+    for (auto [operand, c] : casts_of(s.recipe)) { // x, w e4m3; dy e5m2
+        std::string cast = cast_text(*c);
+        if (!last.empty() && cast != last) text += " " + last;
+        text += (cast == last ? ", " : "; ") + std::string(operand), last = cast;
+    }
+    text += " " + last + (skipped.empty() ? "" : "; in BF16:");
+    for (auto& name : skipped) text += " " + name;
+    return text;
 }
 inline Json stages_json(const std::vector<RecipeStage>& stages, const std::vector<std::string>& names) {
     Json all(Json::Array);
