@@ -114,7 +114,7 @@ END {
     if (bars && !is_log["y"]) extend("y", 0)
     W = 800; top = (title != "" ? 34 : 12) + (bars && nseries > 1 ? 20 * nseries : bars ? 0 : 18)
     bar = 13; H = bars ? top + ncategories * (nseries * bar + 9) + 46 : 400
-    left = bars ? 16 + 7.7 * wide : 62; right = W - (bars ? 70 : 24 + 6.7 * width)
+    left = bars ? 16 + 8.4 * wide : 62; right = W - (bars ? 70 : 24 + 6.9 * width)
     p0["x"] = left; p1["x"] = right; p0["y"] = bars ? left : H - 44; p1["y"] = bars ? right : top + 6
     printf "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 %d %d' width='%d' height='%d' role='img' ", W, H, W, H
     printf "aria-label='%s'>\n", text_of(title)
