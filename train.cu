@@ -273,12 +273,12 @@ static void measure_gradients(Trainer& run, const std::string& checkpoint) {
     }
     write_file(run.dir + "/gradients.csv", text);
 }
-static void report_on(const std::vector<std::string>& dirs, const std::string& path) {
-    if (Comparison c = compare(dirs); c.recipes.size() * c.seeds > 1) {
+static void report_on(const std::vector<std::string>& dirs, const std::string& path, double price) {
+    if (Comparison c = compare(dirs, price); c.recipes.size() * c.seeds > 1) {
         std::string text = comparison_text(c, screen_width());
         result("\n" + text.substr(0, text.find_last_not_of('\n') + 1));
     }
-    write_report(dirs, path);
+    write_report(dirs, path, price);
     note("report: %s", path.c_str());
 }
 
@@ -337,7 +337,7 @@ static int train(const Options& o) {
         }
     clear_live(true);
     if (run.compares() && !weights.empty()) measure_gradients(run, weights);
-    report_on({run.dir}, run.dir + "/report.html");
+    report_on({run.dir}, run.dir + "/report.html", o.price);
     if (machine.profile) clear_live(), print_profile();
     return diverged && !run.compares() ? 1 : 0;
 }
@@ -430,7 +430,7 @@ static int scan_command(const Options& given) {
 }
 static int report_command(const Options& o) {
     std::string dir = o.args.size() == 1 ? o.args[0] : ".";
-    report_on(o.args, (o.out.empty() ? dir : o.out) + "/report.html");
+    report_on(o.args, (o.out.empty() ? dir : o.out) + "/report.html", o.price);
     return 0;
 }
 static int inspect_command(const Options& o) {

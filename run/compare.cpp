@@ -231,14 +231,16 @@ static void judge(RecipeResult& r, const Comparison& c, double tokens) {
     if (r.emulated || ms.empty()) return;
     std::nth_element(ms.begin(), ms.begin() + ms.size() / 2, ms.end());
     r.tokens_per_second = tokens / ms[ms.size() / 2] * 1e3;
-    if (base && base != &r) r.speedup = r.tokens_per_second / base->tokens_per_second; // whose turn came first
+    if (base && base != &r && r.recipe != c.noise_floor)
+        r.speedup = r.tokens_per_second / base->tokens_per_second; // whose turn came first
     if (c.price > 0) r.cost = c.price / 3600 / r.tokens_per_second * 1e6;
 }
-Comparison compare(const std::vector<std::string>& dirs) {
+Comparison compare(const std::vector<std::string>& dirs, double price) {
     Comparison c;
     c.dirs = dirs;
     Reader reader{c};
     for (size_t dir = 0; dir < dirs.size(); dir++) reader.add_run(dir);
+    if (price > 0) c.price = price;
     auto rank = [&](const RecipeResult& r) { return (r.recipe == c.noise_floor) - (r.recipe == c.baseline); };
     std::stable_sort(c.recipes.begin(), c.recipes.end(), [&](auto& a, auto& b) { return rank(a) < rank(b); });
     for (RecipeResult& r : c.recipes) {

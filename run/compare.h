@@ -92,7 +92,7 @@ struct Comparison {
 
 // One directory, or several with other recipes or seeds of the same experiment. What is malformed, or does not belong
 // together, is an error that names the file and the line, or the first option that differs.
-Comparison compare(const std::vector<std::string>& dirs);
+Comparison compare(const std::vector<std::string>& dirs, double price = 0); // 0: what the runs were told
 // The tables and sentences that close a comparison: lines of at most `width` (60 or more), each with its newline.
 std::string comparison_text(const Comparison& c, int width);
-Json comparison_json(const Comparison& c); // every member above, under its name
+Json comparison_json(const Comparison& c); // every member above but evals, under its name

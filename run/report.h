@@ -12,4 +12,4 @@
 
 // The report on one or several run directories, which may be unfinished, as a file that replaces `path` atomically.
 // Errors: those of compare(), and of files that cannot be read or written.
-void write_report(const std::vector<std::string>& dirs, const std::string& path);
+void write_report(const std::vector<std::string>& dirs, const std::string& path, double price = 0);

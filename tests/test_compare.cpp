@@ -324,7 +324,10 @@ TEST_CASE("only what runs natively has a speed, and a cost if an hour has a pric
     CHECK(c.find("hybrid")->tokens_per_second == doctest::Approx(76800));
     CHECK(c.find("hybrid")->speedup == doctest::Approx(1)); // Fake has the same times for all
     CHECK(std::isnan(c.find("bf16")->speedup));
+    fake.d.push_back({"bf16:nudge=1", zero5}), fake.noise = "bf16:nudge=1", fake.to(s / "noise");
+    CHECK(std::isnan(compare({s / "noise"}).find("bf16:nudge=1")->speedup)); // bf16's own
     CHECK(c.find("hybrid")->cost == doctest::Approx(0.01 / 76800 * 1e6));
+    CHECK(compare({s / "a"}, 72).find("hybrid")->cost == doctest::Approx(0.02 / 76800 * 1e6)); // another price
     const RecipeResult& r = *c.find("mxfp4");
     CHECK((r.emulated && std::isnan(r.tokens_per_second) && std::isnan(r.speedup) && std::isnan(r.cost)));
     CHECK(r.why == "because");
@@ -407,6 +410,10 @@ TEST_CASE("directories with other recipes or other seeds add up to one compariso
     CHECK(c.find("mxfp4")->nats.n == 3);
     CHECK(c.find("mxfp4")->baseline_loss == doctest::Approx(2.2)); // of its own three seeds
     CHECK(c.seeds == 5);
+    replace(s / "b/run.json", "\"baseline\":\"bf16\"", "\"baseline\":\"mxfp4\""); // as without bf16 among its arms
+    CHECK(compare({s / "a", s / "b"}).baseline == "bf16");                            // the first directory's counts
+    CHECK(compare({s / "b", s / "a"}).baseline == "mxfp4");
+    replace(s / "b/run.json", "\"baseline\":\"mxfp4\"", "\"baseline\":\"bf16\"");
     Comparison alone = compare({s / "b"});
     CHECK(alone.find("mxfp4")->verdict == "no baseline");
     CHECK(has(comparison_text(alone, 80), "no baseline"));
