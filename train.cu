@@ -196,14 +196,14 @@ static Options resumed(const Options& now) {
     std::vector<std::string> words = {"train"};
     for (auto& word : command->items) words.push_back(word.text);
     for (auto& name : now.given)
-        if (!word_in(name, "resume threads quiet profile price"))
+        if (!word_in(name, "resume threads price quiet profile"))
             fail_usage("--%s with --resume: a resumed run keeps its options. hint: start another one", name.c_str());
-    for (auto& name : {"threads", "price"}) // those of now win
-        if (now.given.count(name)) words.push_back(std::string("--") + name + "=" + settings(now).find(name)->text);
     std::vector<const char*> argv = {"train"};
     for (auto& word : words) argv.push_back(word.c_str());
     Options o = parse_options((int)argv.size(), argv.data());
     o.out = o.resume = now.resume, o.quiet |= now.quiet, o.profile |= now.profile;
+    if (now.given.count("threads")) o.threads = now.threads;
+    if (now.given.count("price")) o.price = now.price;
     const Json* before = run.find("version");
     if (!before || before->text != version())
         note("%s was started by version %s, this is %s: the curves may not be those of one program",

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <functional>
 
+namespace { // test files share one program
+
 // --- a run's directory, as ./train writes it ---------------------------------------------------------------------
 static void write(const std::string& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
 static void append(const std::string& path, const std::string& text) { write(path, slurp(path) + text); }
@@ -602,3 +604,5 @@ TEST_CASE("JSON has everything under its name, and null where a number is not kn
     CHECK(broken.find("seeds")->items[2].find("loss")->kind == Json::Null);
     CHECK(number(broken, "diverged") == 1);
 }
+
+} // namespace

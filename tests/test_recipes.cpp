@@ -651,6 +651,11 @@ TEST_CASE("every key sets what it names, for one operand or for all; the later o
         {"lr", "bf16", "0.002", "1e-05"},
         {"loss_scale", "bf16", "4096", "0.5"},
         {"accum", "bf16", "14/128", "3/1"},
+        {"init_scale", "bf16", "0.1", "10"},
+        {"nudge", "bf16", "1", "-1"},
+        {"outlier", "mxfp8", "128", "0.5"},
+        {"jump", "current", "128/100/1", "0.25/1/20"},
+        {"forget", "hybrid", "250", "1"},
     };
     for (auto& k : keys) {
         string key = k.key;

@@ -7,6 +7,8 @@
 #include <map>
 #include <set>
 
+namespace { // test files share one program
+
 static void write(const std::string& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
 static size_t count(const std::string& text, const std::string& part) {
     size_t n = 0;
@@ -281,3 +283,5 @@ TEST_CASE("the page is well formed, holds all it needs and never makes markup of
         CHECK(ids.count(id));
     CHECK(count(html, "<noscript>") == 1);
 }
+
+} // namespace
