@@ -13,6 +13,8 @@
 #include <set>
 #include <sstream>
 
+namespace { // test files share one program
+
 static_assert(std::is_same_v<act, float>);
 static const double bound = 1e-5;
 
@@ -194,3 +196,5 @@ TEST_CASE("f32: each recipe's golden is 100 bounds away from other recipes and f
             } catch (KeyError&) {} // a recipe that has no use for the key
     }
 }
+
+} // namespace
