@@ -1,12 +1,12 @@
 #!/bin/sh
 # run.sh [NUMBER..]: runs all experiments or some, into runs/experiments/NN, and draws their figures. What it runs is
-# what the pages say: their indented lines that begin with ./train or awk, before the exercise.
+# what the pages say: their indented lines that begin with ./train, awk or for, before the exercise.
 # TRAIN="nice ./train --threads 1" docs/experiments/run.sh 3    puts other words in ./train's place.
 set -eu
 cd "$(dirname "$0")/../.."
 runs=runs/experiments
 lines() { # of a page; a line that ends in \ goes on
-    awk '/^<details>/ { exit } more || /^    (\.\/train|awk) / { sub(/^    /, ""); print; more = /\\$/ }' "$1"
+    awk '/^<details>/ { exit } more || /^    (\.\/train|awk|for) / { sub(/^    /, ""); print; more = /\\$/ }' "$1"
 }
 run() { # a page, the directory that it writes
     rm -rf "$2"
