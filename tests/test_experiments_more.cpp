@@ -97,7 +97,8 @@ TEST_CASE("experiment 9: with E5M2 forwards and E4M3 backwards x loses a bit, dy
     const string swapped = "current:x.format=e5m2:dy.format=e4m3";
     train(TWO + "--steps 10 --stats-every 9 --recipe bf16,current," + swapped + " --out " + (s / "run"));
     auto at = [&](const string& recipe, const string& operand, const string& column) {
-        return cell(s / "run", "tensors", "step=10 layer=h.0.attn.c_attn recipe=" + recipe + " operand=" + operand, column);
+        return cell(s / "run", "tensors", "step=10 layer=h.0.attn.c_attn recipe=" + recipe + " operand=" + operand,
+                    column);
     };
     const double bit = 20 * log10(2); // of mantissa, in dB
     CHECK(fabs(at("current", "x", "sqnr_db") - at(swapped, "x", "sqnr_db") - bit) < bit / 4);
@@ -106,18 +107,22 @@ TEST_CASE("experiment 9: with E5M2 forwards and E4M3 backwards x loses a bit, dy
     CHECK(gradient_error(s / "run", swapped) > gradient_error(s / "run", "current"));
     // what is lost is lost forwards
     train(TWO + "--steps 10 --recipe bf16,current:fprop=0," + swapped + ":fprop=0 --out " + (s / "backward"));
-    CHECK(gradient_error(s / "backward", swapped + ":fprop=0") < 1.1 * gradient_error(s / "backward", "current:fprop=0"));
+    CHECK(gradient_error(s / "backward", swapped + ":fprop=0") <
+          1.1 * gradient_error(s / "backward", "current:fprop=0"));
 }
 
 TEST_CASE("experiment 10: one bit of one weight grows until it is as far as FP8 is") {
     Scratch s;
-    train(SMALL + "--layers 2 --channels 64 --heads 2 --seq-len 32 --batch-size 8 --lr 0.004 --steps 60 --noise-floor "
-          "--recipe bf16,mxfp8 --out " + (s / "run"));
+    train(SMALL +
+          "--layers 2 --channels 64 --heads 2 --seq-len 32 --batch-size 8 --lr 0.004 --steps 60 --noise-floor "
+          "--recipe bf16,mxfp8 --out " +
+          (s / "run"));
     auto distance = [&](const string& recipe, int from, int to) {
         double sum = 0;
         for (int step = from; step <= to; step++) {
             string where = "step=" + std::to_string(step) + " recipe=";
-            sum += fabs(cell(s / "run", "steps", where + recipe, "loss") - cell(s / "run", "steps", where + "bf16", "loss"));
+            sum += fabs(cell(s / "run", "steps", where + recipe, "loss") -
+                        cell(s / "run", "steps", where + "bf16", "loss"));
         }
         return sum / (to - from + 1);
     };
@@ -126,12 +131,14 @@ TEST_CASE("experiment 10: one bit of one weight grows until it is as far as FP8 
     CHECK(distance("bf16:nudge=1", 51, 60) > distance("mxfp8", 51, 60) / 10);
 }
 
-TEST_CASE("experiment 11: without its scales a delayed recipe loses the gradients of one step, and of that step alone") {
+TEST_CASE(
+    "experiment 11: without its scales a delayed recipe loses the gradients of one step, and of that step alone") {
     Scratch s;
     train(TWO + "--steps 9 --stats-every 1 --recipe hybrid,hybrid:forget=6 --out " + (s / "run"));
     auto at = [&](const string& recipe, int step, const string& operand, const string& column) {
-        return cell(s / "run", "tensors", "step=" + std::to_string(step) + " layer=h.1.attn.c_attn recipe=" + recipe +
-                    " operand=" + operand, column);
+        return cell(s / "run", "tensors",
+                    "step=" + std::to_string(step) + " layer=h.1.attn.c_attn recipe=" + recipe + " operand=" + operand,
+                    column);
     };
     const string forgets = "hybrid:forget=6";
     CHECK(at(forgets, 5, "dy", "scale") == at("hybrid", 5, "dy", "scale"));

@@ -1,7 +1,7 @@
 #!/bin/sh
 # run.sh [NUMBER..]: runs all experiments or some, into runs/experiments/NN, and draws their figures. What it runs is
 # what the pages say: their indented lines that begin with ./train, awk or for, before the exercise.
-# TRAIN="nice ./train --threads 1" docs/experiments/run.sh 3    puts other words in ./train's place.
+# TRAIN="nice ./train" OPTIONS="--threads 1" docs/experiments/run.sh 3    puts other words in ./train's place.
 set -eu
 cd "$(dirname "$0")/../.."
 runs=runs/experiments
@@ -10,7 +10,7 @@ lines() { # of a page; a line that ends in \ goes on
 }
 run() { # a page, the directory that it writes
     rm -rf "$2"
-    lines "$1" | sed "s|^\./train|${TRAIN:-./train}|" | sh -eux
+    lines "$1" | sed "s|^\./train\( [a-z]*\)\{0,1\} |${TRAIN:-./train}\1 ${OPTIONS:-} |" | sh -eux
 }
 mkdir -p $runs
 if [ $# = 0 ]; then set -- $(cd docs/experiments; echo [0-9]*.md); fi
