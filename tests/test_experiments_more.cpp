@@ -1,43 +1,14 @@
 // Short versions of docs/experiments 6 to 11: each name says what was found there, each test checks in which direction,
 // on a model that trains in a second. No bound here is tuned: it is a factor that the effect exceeds by far.
-#include "program.h"
-#include "run/compare.h"
+#include "experiments.h"
 #include "run/json.h"
-#include <cmath>
 #include <map>
 
 namespace { // test files share one program
 
 using std::string;
 
-const string SMALL = " --threads 1 --quiet --eval-batches 1 --vocab 257 ";
-const string TWO = SMALL + "--layers 2 --channels 64 --heads 2 --seq-len 32 --batch-size 8 --lr 0.001 ";
-string train(const string& args) {
-    Result r = run(TRAIN, args);
-    INFO(args, "\n", r.err);
-    REQUIRE(r.status == 0);
-    return r.out;
-}
-// The number in a run's table, in the one row whose cells are as given: "recipe=hybrid layer=all".
-double cell(const string& dir, const string& table, const string& where, const string& column) {
-    Table t = read_table(dir + "/" + table + ".csv");
-    double found = NAN;
-    int count = 0;
-    for (size_t row = 0; row < t.rows.size(); row++) {
-        bool is = true;
-        for (auto& condition : split(where, ' ')) {
-            size_t at = condition.find('=');
-            is &= t.text(row, condition.substr(0, at)) == condition.substr(at + 1);
-        }
-        if (is) found = atof(t.text(row, column).c_str()), count++;
-    }
-    INFO(dir, " ", table, " ", where);
-    REQUIRE(count == 1);
-    return found;
-}
-double gradient_error(const string& dir, const string& recipe, const string& column = "rel_error") {
-    return cell(dir, "gradients", "layer=all recipe=" + recipe, column);
-}
+const string TWO = SECONDS + "--layers 2 --channels 64 --heads 2 --seq-len 32 --batch-size 8 --lr 0.001 ";
 
 TEST_CASE("experiment 6: blocks halve what FP4 costs, and stochastic rounding is worse once and better on average") {
     Scratch s;
@@ -58,7 +29,7 @@ TEST_CASE("experiment 7: a sum of 14 bits loses more the longer it is, and promo
     double narrow[2], promoted[2];
     for (int i : {0, 1}) {
         string dir = s / std::to_string(i);
-        train(SMALL + "--kernels reference --layers 1 --heads 1 --channels 16 --seq-len 16 --steps 1 --batch-size " +
+        train(SECONDS + "--kernels reference --layers 1 --heads 1 --channels 16 --seq-len 16 --steps 1 --batch-size " +
               std::to_string(i ? 64 : 8) + " --recipe bf16,bf16:accum=14/100000000,bf16:accum=14/128 --out " + dir);
         double exact2 = pow(gradient_error(dir, "bf16"), 2); // that of BF16 itself
         narrow[i] = sqrt(pow(gradient_error(dir, "bf16:accum=14/100000000"), 2) - exact2);
@@ -82,8 +53,8 @@ TEST_CASE("experiment 8: a linear that the scan ranks first is worth more in BF1
     REQUIRE(skipped_so_far.size() == 9);
     CHECK(skipped_so_far[last] < skipped_so_far[first] / 2); // nothing is quantized any more
     string arms[] = {"mxfp4", "mxfp4:skip=" + first, "mxfp4:skip=" + last};
-    train(SMALL + "--init " + base + " --batch-size 8 --skip none --steps 1 --lr 1e-9 --recipe bf16," + arms[0] + "," +
-          arms[1] + "," + arms[2] + " --out " + (s / "run"));
+    train(SECONDS + "--init " + base + " --batch-size 8 --skip none --steps 1 --lr 1e-9 --recipe bf16," + arms[0] +
+          "," + arms[1] + "," + arms[2] + " --out " + (s / "run"));
     double error[3] = {}; // of the linears that all three quantize
     for (auto& [layer, percent] : skipped_so_far)
         for (int i = 0; i < 3 && layer != first && layer != last; i++)
@@ -113,7 +84,7 @@ TEST_CASE("experiment 9: with E5M2 forwards and E4M3 backwards x loses a bit, dy
 
 TEST_CASE("experiment 10: one bit of one weight grows until it is as far as FP8 is") {
     Scratch s;
-    train(SMALL +
+    train(SECONDS +
           "--layers 2 --channels 64 --heads 2 --seq-len 32 --batch-size 8 --lr 0.004 --steps 60 --noise-floor "
           "--recipe bf16,mxfp8 --out " +
           (s / "run"));
