@@ -11,8 +11,11 @@
 #include "run/files.h"
 #include "run/report.h"
 #include "run/version.h"
+#include <fcntl.h>
+#include <filesystem>
 #include <fstream>
 #include <memory>
+#include <unistd.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -245,6 +248,7 @@ static void describe(Trainer& run, const std::string& device) { // run.json, and
     json.set("options", settings(o)).set("arms", arms)
         .set("config", Json(Json::Object).set("layers", c.layers).set("heads", c.heads).set("channels", c.channels)
             .set("seq_len", c.seq_len).set("vocab", c.vocab)).set("parameters", params);
+    parse_json(json.dump(), "run.json"); // texts that nobody could read back fail here
     if (o.resume.empty()) write_file(run.dir + "/run.json", json.dump(2) + "\n");
     note("%s. %d layers, %d heads, %d channels, %d positions, vocabulary %d: %.3f M parameters, %.2f GB. Writing to %s",
          device.c_str(), c.layers, c.heads, c.channels, c.seq_len, c.vocab, params / 1e6, largest / 1e9,
@@ -253,17 +257,17 @@ static void describe(Trainer& run, const std::string& device) { // run.json, and
         for (auto& s : run.stages[i]) note("%s", stage_text(s, linear_names(c.layers)).c_str());
 }
 // gradients.csv: every recipe's error at the baseline's final weights, on the first evaluation batch.
-static void measure_gradients(Trainer& run, const std::string& checkpoint) {
+static void measure_gradients(Trainer& run, const std::string& checkpoint, int64_t seed) {
     std::vector<Recipe> recipes;
     for (size_t i = 0; i < run.arms.size(); i++) recipes.push_back(run.stages[i].back().recipe);
     std::string text = "recipe,seed,layer,rel_error,cosine,mean_error\n";
     TeacherForced forced(run.config, checkpoint, recipes, *run.data.train, *run.data.val, run.o.batch_size, run.T(),
-                         run.o.seed);
+                         seed);
     for (size_t i = 0; i < recipes.size() && !stop_signal(); i++) {
         const std::vector<bool>& skip = run.stages[i].back().skip;
         std::vector<GradientError> errors = forced.measure((int)i, skip);
         auto row = [&](const std::string& layer, const GradientError& e) {
-            text += format("%s,%lld,%s,%s,%s,%s\n", run.arms[i].text.c_str(), (long long)run.o.seed, layer.c_str(),
+            text += format("%s,%lld,%s,%s,%s,%s\n", run.arms[i].text.c_str(), (long long)seed, layer.c_str(),
                            number(e.relative()).c_str(), number(e.cosine()).c_str(), number(e.of_mean()).c_str());
         };
         row("all", total(errors, skip));
@@ -271,7 +275,7 @@ static void measure_gradients(Trainer& run, const std::string& checkpoint) {
         for (size_t k = 0; k < names.size(); k++)
             if (!skip[k]) row(names[k], errors[k]);
     }
-    write_file(run.dir + "/gradients.csv", text);
+    if (!stop_signal()) write_file(run.dir + "/gradients.csv", text);
 }
 static void report_on(const std::vector<std::string>& dirs, const std::string& path, double price) {
     if (Comparison c = compare(dirs, price); c.recipes.size() * c.seeds > 1) {
@@ -315,7 +319,8 @@ static int train(const Options& o) {
     std::vector<std::string> names;
     for (auto& arm : arms) names.push_back(arm.text);
     show_rows(names, o.seeds, o.steps);
-    std::string weights; // the baseline's, of the first seed
+    std::string weights; // the baseline's, of the first seed that came to an end
+    int64_t weights_seed = 0;
     bool diverged = false;
     for (int64_t seed = o.seed; seed < o.seed + o.seeds; seed++)
         for (size_t i = 0; i < arms.size(); i++) {
@@ -331,12 +336,16 @@ static int train(const Options& o) {
             if (before < ends.end()) row_ended(end.recipe, seed, end.outcome, end.loss, end.ms);
             else run.log->end(end);
             tell_done(run, end);
-            if (i == baseline_of(run) && seed == o.seed && end.outcome == "done")
-                weights = checkpoint_dir(run.dir, end.recipe, seed, end.step);
+            if (i == baseline_of(run) && weights.empty() && end.outcome == "done")
+                weights = checkpoint_dir(run.dir, end.recipe, seed, end.step), weights_seed = seed;
             diverged |= end.outcome == "diverged";
         }
     clear_live(true);
-    if (run.compares() && !weights.empty()) measure_gradients(run, weights);
+    if (run.compares() && !weights.empty()) measure_gradients(run, weights, weights_seed);
+    if (stop_signal()) {
+        note("stopped after the last arm, with gradients still to measure: ./train --resume %s", run.dir.c_str());
+        return 128 + stop_signal();
+    }
     report_on({run.dir}, run.dir + "/report.html", o.price);
     if (machine.profile) clear_live(), print_profile();
     return diverged && !run.compares() ? 1 : 0;
@@ -399,6 +408,12 @@ static int sample_command(const Options& o) {
 // On CKPT, or on what a training run in bf16 arrives at; then recipe by recipe.
 static int scan_command(const Options& given) {
     Options o = given;
+    for (const Arm& arm : o.arms) {
+        Recipe r = resolve_stage(arm, arm.stages[0]);
+        if (arm.stages.size() > 1) fail_usage("scan --recipe %s: one stage at a time", arm.text.c_str());
+        if (!any_quantized(r)) fail_usage("scan --recipe %s: it quantizes nothing", arm.text.c_str());
+        if (!r.skip.empty()) fail_usage("scan --recipe %s: what to skip is for the scan to say", arm.text.c_str());
+    }
     if (o.args.empty()) {
         Options bf16 = o;
         bf16.command = "train", bf16.arms = parse_arms(recipes[0].name), bf16.skip = "";
@@ -413,9 +428,7 @@ static int scan_command(const Options& given) {
     data.train->vocab = data.val->vocab = config.vocab;
     int T = o.given.count("seq-len") ? o.seq_len : config.seq_len;
     for (const Arm& arm : o.arms) {
-        if (arm.stages.size() > 1) fail_usage("scan --recipe %s: one stage at a time", arm.text.c_str());
         Recipe r = stages_of(arm, o, config.layers)[0].recipe, one = r;
-        if (!any_quantized(r)) fail_usage("scan --recipe %s: it quantizes nothing", arm.text.c_str());
         std::vector<Recipe> rows = {r};
         for (auto gemm : {&Recipe::fprop, &Recipe::dgrad, &Recipe::wgrad}) {
             one = r, one.fprop = one.dgrad = one.wgrad = false, one.*gemm = r.*gemm;
@@ -426,10 +439,11 @@ static int scan_command(const Options& given) {
         note("%s. %s: %d windows of %d tokens", device.c_str(), o.args[0].c_str(), forced.B, T);
         scan(forced, arm.text, o.json);
     }
-    return 0;
+    return stop_signal() ? 128 + stop_signal() : 0;
 }
 static int report_command(const Options& o) {
     std::string dir = o.args.size() == 1 ? o.args[0] : ".";
+    if (!o.out.empty()) std::filesystem::create_directories(o.out);
     report_on(o.args, (o.out.empty() ? dir : o.out) + "/report.html", o.price);
     return 0;
 }
@@ -471,6 +485,7 @@ static int bench_command(const Options& o) {
 }
 
 int main(int argc, char** argv) {
+    while (open("/dev/null", O_RDWR) <= STDERR_FILENO) {} // whoever closed one of the three must not get a table as it
     try {
         Options o = parse_options(argc, argv);
         if (o.quiet) be_quiet();

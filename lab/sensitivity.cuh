@@ -29,6 +29,7 @@ struct TeacherForced {
     Batches train, val;
     int B, draws = DRAWS; // windows in the batch; of each recipe that draws
     double outlier = 1;   // in the weights
+    double loss_scale = 1; // that delayed scales of gradients are calibrated for
     std::vector<std::vector<float>> reference; // dW in FP32, in the order of for_each_linear
     double calibrated = 0, referenced = 0;     // for weights with this outlier; 0: not at all
     std::vector<Delayed> scales;
@@ -52,7 +53,7 @@ struct TeacherForced {
 
     double step(int windows, int draw) { // loss and gradients of the batch that is loaded, in the present stage
         g.pass = {true, 1, (uint64_t)draw, 0};
-        double scale = g.stages[g.stage].recipe.loss_scale / ((double)windows * g.T);
+        double scale = loss_scale / ((double)windows * g.T);
         double loss = gpt_forward(g, windows, g.T, (float)scale);
         gpt_backward(g, windows, g.T, false);
         synchronize("gradients");
@@ -79,7 +80,9 @@ struct TeacherForced {
         const Recipe& r = g.stages[i + 1].recipe;
         if (r.outlier != outlier) scale_outlier(g, (float)(r.outlier / outlier)), outlier = r.outlier;
         if (referenced != outlier) refer();
-        if (any_delayed(r) && calibrated != outlier) calibrate();
+        bool rescaled = std::exchange(loss_scale, r.loss_scale) != r.loss_scale;
+        if (any_delayed(r) && (calibrated != outlier || rescaled)) calibrate();
+        else if (rescaled) calibrated = 0;
         val.fill_windows(0, B, g.tokens, g.targets);
         index_tokens(g, val);
         bool drawn = any_cast(r, [](const Cast& c) { return is_quantized(c) && c.round == Rounding::sr; });
@@ -136,7 +139,7 @@ inline void scan(TeacherForced& t, const std::string& arm, bool json) {
     auto percent = [&](double error2) { return 100 * sqrt(error2 / reference2); };
     struct Layer { size_t i; double only2, gemm2[3], but2, loss, flops; };
     std::vector<Layer> layers;
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < n && !stop_signal(); i++) {
         std::vector<bool> only = all, but = none;
         only[i] = false, but[i] = true;
         Layer l = {.i = i, .only2 = 0, .gemm2 = {}, .but2 = total(t.measure(0, but)).error2, .loss = 0,
@@ -146,6 +149,7 @@ inline void scan(TeacherForced& t, const std::string& arm, bool json) {
             l.gemm2[k] = t.g.stages.size() > 2 ? total(t.measure(k + 1, only)).error2 : NAN;
         layers.push_back(l);
     }
+    if (stop_signal()) return;
     std::sort(layers.begin(), layers.end(), [&](auto& a, auto& b) {
         return (a.only2 - floor2) / a.flops > (b.only2 - floor2) / b.flops;
     });

@@ -103,7 +103,7 @@ static int64_t whole(const Json& json, const char* key, const std::string& path)
 static void must_agree(const Json& a, const Json& b, const std::string& dirs) { // all options of two runs, except
     static const std::string may_differ =
         " recipe seed seeds out noise-floor price threads device kernels profile json "
-        "quiet stats-every sample-every prompt dump resume ";
+        "quiet stats-every sample-every prompt dump resume native ";
     auto show = [](const Json& j, const std::string& key) { return j.find(key) ? j.find(key)->dump() : "absent"; };
     for (auto* keys : {&a.keys, &b.keys})
         for (auto& key : *keys)
@@ -130,6 +130,10 @@ struct Reader {
         const Json& run = runs.emplace_back(parse_json(read_file(path, 1 << 26), path));
         const Json &options = member(run, "options", Json::Object, path), *noise = run.find("noise_floor");
         must_agree(*runs[0].find("options"), options, c.dirs[0] + " and " + c.dirs[dir]);
+        auto act = [](const Json& run) { return run.find("act") ? run.find("act")->text : ""; };
+        if (act(run) != act(runs[0]))
+            fail("%s and %s are different experiments: activations are %s and %s", c.dirs[0].c_str(),
+                 c.dirs[dir].c_str(), act(runs[0]).c_str(), act(run).c_str());
         one_device &= member(run, "device", Json::String, path).text == runs[0].find("device")->text;
         const std::string& baseline = member(run, "baseline", Json::String, path).text;
         if (!dir) c.baseline = baseline;
@@ -158,7 +162,9 @@ struct Reader {
     }
     void add_table(const std::string& name, size_t dir) {
         const std::string path = c.dirs[dir] + "/" + name + ".csv";
-        if (name == "gradients" && !std::filesystem::exists(path)) return; // comes last
+        if (name == "gradients" && (!std::filesystem::exists(path) ||                // comes last
+                                    runs[dir].find("baseline")->text != c.baseline)) // of other weights
+            return;
         const Table t = read_table(path);
         for (size_t i = 0; i < t.rows.size(); i++) {
             auto* r = find_by(c.recipes, &RecipeResult::recipe, t.text(i, "recipe"));

@@ -48,6 +48,7 @@ void run_and_kill(const string& args, const string& file, size_t rows) {
         there = lines(slurp(file)).size() >= rows;
         if (!there) usleep(1000);
     }
+    there |= lines(slurp(file)).size() >= rows; // it may have ended in between
     REQUIRE_MESSAGE(there, file);
     kill(child, SIGKILL);
     waitpid(child, nullptr, 0);
@@ -221,7 +222,51 @@ TEST_CASE("scan ranks every linear and ends with skip lists that can be pasted")
     REQUIRE(skip.starts_with("--skip "));
     skip = skip.substr(0, skip.find(" #"));
     CHECK(run(TRAIN, SMALL + "--recipe mxfp4 --steps 1 " + skip + " --out " + (s / "pasted")).status == 0);
-    CHECK(run(TRAIN, "scan " + checkpoint + " --recipe bf16").status == 2);
+    // What scan cannot take it refuses before it trains.
+    for (auto arm : {"bf16", "mxfp5", "bf16+hybrid@5", "mxfp4:skip=first1"}) {
+        CHECK(run(TRAIN, "scan" + SMALL + "--recipe " + arm + " --out " + (s / "refused")).status == 2);
+        CHECK(!std::filesystem::exists(s / "refused"));
+    }
+}
+
+TEST_CASE("the gradient error of delayed scales does not depend on the loss scale, for they are calibrated with it") {
+    Scratch s;
+    Result r = run(TRAIN, SMALL + "--recipe bf16,hybrid,hybrid:loss_scale=4096,current,current:loss_scale=4096 --steps 20 "
+                              "--lr 0.001 --out " + (s / "run"));
+    INFO(r.err);
+    REQUIRE(r.status == 0);
+    Comparison c = compare({s / "run"});
+    // A power of two: amaxes, scales and codes are the same but for it.
+    CHECK(c.find("hybrid")->gradient_error == c.find("hybrid:loss_scale=4096")->gradient_error);
+    CHECK(c.find("current")->gradient_error == c.find("current:loss_scale=4096")->gradient_error);
+    CHECK(c.find("hybrid")->gradient_error < 0.5);
+}
+
+TEST_CASE("a closed standard output takes nothing from the tables, and what no JSON holds fails before step 1") {
+    Scratch s;
+    string args = TRAIN + SMALL + "--recipe bf16,mxfp8 --steps 4 --out ";
+    CHECK(system((args + (s / "open") + " >/dev/null 2>&1").c_str()) == 0);
+    CHECK(system((args + (s / "closed") + " >&- 2>&-").c_str()) == 0);
+    CHECK(tables(s / "closed") == tables(s / "open"));
+    Result r = run(TRAIN, SMALL + "--recipe bf16 --steps 4 --prompt \"$(printf 'b\\377ad')\" --out " + (s / "bytes"));
+    INFO(r.err);
+    CHECK(r.status == 1);
+    CHECK(r.err.find("UTF-8") != string::npos);
+    CHECK(!std::filesystem::exists(s / "bytes/steps.csv"));
+}
+
+TEST_CASE("runs of programs that store activations differently are not compared") {
+    Scratch s;
+    REQUIRE(run(TRAIN, SMALL + "--recipe bf16 --steps 2 --out " + (s / "bf16")).status == 0);
+    REQUIRE(run(TRAIN_F32, SMALL + "--recipe mxfp8 --steps 2 --out " + (s / "f32")).status == 0);
+    Result r = run(TRAIN, "report " + (s / "bf16") + " " + (s / "f32") + " --out " + (s / "both"));
+    CHECK(r.status == 1);
+    CHECK(r.err.find("activations") != string::npos);
+    REQUIRE(run(TRAIN, SMALL + "--recipe mxfp8 --steps 2 --out " + (s / "mxfp8")).status == 0);
+    r = run(TRAIN, "report " + (s / "bf16") + " " + (s / "mxfp8") + " --out " + (s / "both"));
+    CHECK(r.status == 0);
+    CHECK(r.out.find("mxfp8") != string::npos);
+    CHECK(slurp(s / "both/report.html").size() > 1000);
 }
 
 TEST_CASE("a jump of activations and an outlier channel change no bit of bf16, nor a jump of current scaling") {
