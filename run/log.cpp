@@ -101,15 +101,15 @@ void Csv::sync() {
     if (fsync(fd) != 0 && errno != EINVAL) cannot_write(path, errno);
 }
 
-// DIR, which from now on until it ends only this process writes.
-static const std::string& locked(const std::string& dir) {
+static int locked(const std::string& dir) {
     int fd = open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
         fail("%s: another process is writing this run", dir.c_str());
-    return dir;
+    return fd;
 }
+Log::~Log() { close(lock); }
 Log::Log(const std::string& dir, const Ended* ended)
-    : dir(locked(dir)), steps(dir + "/steps.csv", "recipe,seed,step,tokens,loss,grad_norm,lr,ms", ended),
+    : dir(dir), lock(locked(dir)), steps(dir + "/steps.csv", "recipe,seed,step,tokens,loss,grad_norm,lr,ms", ended),
       evals(dir + "/evals.csv", "recipe,seed,step,tokens,loss", ended),
       tensors(dir + "/tensors.csv",
               "recipe,seed,step,layer,operand,format,amax,scale,underflow,saturation,sqnr_db,bias", ended),

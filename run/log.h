@@ -54,9 +54,11 @@ std::vector<ArmEnd> read_ends(const std::string& path); // without a line that w
 // The tables of a run, in an existing directory.
 struct Log {
     std::string dir;
+    int lock; // of the directory: nobody else writes this run
     Csv steps, evals, tensors, arms;
     explicit Log(const std::string& dir, const Ended* ended = nullptr);
-    void step(const Step& s);       // a row, and show_progress(s)
+    ~Log();
+    void step(const Step& s); // a row, and show_progress(s)
     void eval(const std::string& recipe, int64_t seed, int64_t step, int64_t tokens, double loss); // nats
     void end(const ArmEnd& e); // a row of arms.csv: all rows of the arm are on the disk by then
 };

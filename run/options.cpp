@@ -102,7 +102,7 @@ static const OptionRow rows[] = {
     {"temperature", "X", {&Options::temperature, 0, 1000}, SAMPLE, "0.8", "divides the logits; 0: the likeliest token"},
     {"top-k", "N", {&Options::top_k, 0, INT_MAX}, SAMPLE, "0", "draw among the N likeliest tokens; 0: among all"},
     {"out", "DIR", {&Options::out}, LEARN, "(runs/<time>)", "where the run writes its tables and checkpoints"},
-    {"out", "DIR", {&Options::out}, REPORT, "(DIR)", "where report.html goes; of several runs here"},
+    {"out", "DIR", {&Options::out}, REPORT, "(the run's)", "where report.html goes; of several runs here"},
     {"resume", "DIR", {&Options::resume}, TRAIN, "(a new run)",
         "goes on with the run in DIR, which needs no other option: arms that have ended are not repeated"},
     {"price", "X", {&Options::price, 0, MOST}, TRAIN | REPORT, "0", "of an hour on this machine: the report adds the cost of a million tokens"},

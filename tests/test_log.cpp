@@ -41,7 +41,10 @@ TEST_CASE("a directory that holds a run, or cannot be one, is refused with a hin
     CHECK(has(error_of([] { make_run_dir("file/below"); }), "cannot create file/below"));
     CHECK(has(error_of([] { make_run_dir("/proc/none/below"); }), "hint: choose another place with --out"));
     CHECK(has(error_of([] { Log("not/there"); }), "cannot write not/there/steps.csv: No such file"));
-    Log first(make_run_dir("twice"));
+    {
+        Log first(make_run_dir("twice"));
+        CHECK(has(error_of([] { Log("twice"); }), "another process is writing this run"));
+    }
     CHECK(has(error_of([] { Log("twice"); }), "File exists"));
 }
 
