@@ -245,6 +245,7 @@ static void describe(Trainer& run, const std::string& device) { // run.json, and
     Json json = Json(Json::Object).set("version", version()).set("command", words).set("device", device)
         .set("act", std::is_same_v<act, bf16> ? "bf16" : "fp32").set("baseline", run.arms[baseline_of(run)].text);
     if (o.noise_floor) json.set("noise_floor", noise_arm);
+    if (double peak = peak_flops(device)) json.set("peak_flops", peak);
     json.set("options", settings(o)).set("arms", arms)
         .set("config", Json(Json::Object).set("layers", c.layers).set("heads", c.heads).set("channels", c.channels)
             .set("seq_len", c.seq_len).set("vocab", c.vocab)).set("parameters", params);

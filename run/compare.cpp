@@ -120,7 +120,7 @@ struct Reader {
     Comparison& c;
     std::vector<Json> runs = {};                                                         // run.json of each directory
     std::map<std::string, std::map<std::string, std::vector<double>[3]>> gradients = {}; // by recipe and layer
-    double tokens = NAN;                                                                 // in a step
+    double tokens = NAN, utilization = NAN; // in a step; of the device, by one token a second
     bool one_device = true;
 
     void add_run(size_t dir) {
@@ -138,6 +138,11 @@ struct Reader {
         const std::string& baseline = member(run, "baseline", Json::String, path).text;
         if (!dir) c.baseline = baseline;
         if (noise && noise->kind == Json::String) c.noise_floor = noise->text;
+        if (const Json* peak = run.find("peak_flops"), *config = run.find("config"); peak && config)
+            utilization = (6.0 * (double)whole(run, "parameters", path) +
+                           6.0 * (double)(whole(*config, "layers", path) * whole(*config, "channels", path) *
+                                          whole(*config, "seq_len", path))) /
+                          peak->number().value_or(NAN);
         if (options.find("price")) c.price = options.find("price")->number().value_or(0);
         c.steps = whole(options, "steps", path);
         for (const Json& arm : member(run, "arms", Json::Array, path).items) add_arm(arm, options, dir, path);
@@ -251,6 +256,7 @@ Comparison compare(const std::vector<std::string>& dirs, double price) {
     std::stable_sort(c.recipes.begin(), c.recipes.end(), [&](auto& a, auto& b) { return rank(a) < rank(b); });
     for (RecipeResult& r : c.recipes) {
         judge(r, c, reader.one_device ? reader.tokens : NAN);
+        r.mfu = r.tokens_per_second * reader.utilization;
         for (auto& [layer, v] : reader.gradients[r.recipe])
             if (layer == "all") r.gradient_error = mean(v[0]), r.cosine = mean(v[1]), r.mean_error = mean(v[2]);
             else if (!(mean(v[0]) <= r.worst_gradient_error))
@@ -312,7 +318,7 @@ static std::string interval(const Interval& i, const char* mean, const char* hal
 
 std::string comparison_text(const Comparison& c, int width) {
     Rows losses{{"<recipe", ">loss", ">d", ">d in %", "<verdict"}}, horizon{{"<recipe"}};
-    Rows casts{{"<recipe", "<runs", ">MB", ">tokens/s", ">cost/M tokens", ">gradient", "<worst layer",
+    Rows casts{{"<recipe", "<runs", ">MB", ">tokens/s", ">MFU", ">cost/M tokens", ">gradient", "<worst layer",
                 "<worst underflow", "<worst saturation"}};
     std::string inside, outside, partly, out;
     const RecipeResult *steady = nullptr, *noisy = nullptr, *floor = c.find(c.noise_floor);
@@ -323,9 +329,10 @@ std::string comparison_text(const Comparison& c, int width) {
         losses.push_back({r.recipe, cell("%.4f", r.loss), interval(r.nats, "%+.4f", " +-%.4f"),
                           interval(r.relative, "%+.2f", " +-%.2f"), r.verdict});
         casts.push_back({r.recipe, r.emulated ? "emulated" : "native", cell("%.0f", bytes / 1e6),
-                         cell("%.0f", r.tokens_per_second) + cell(" x%.2f", r.speedup), cell("%.4f", r.cost),
-                         share(100 * r.gradient_error), share(100 * r.worst_gradient_error, r.worst_gradient_layer),
-                         share(r.underflow), share(r.saturation)});
+                         cell("%.0f", r.tokens_per_second) + cell(" x%.2f", r.speedup), cell("%.1f %%", 100 * r.mfu),
+                         cell("%.4f", r.cost), share(100 * r.gradient_error),
+                         share(100 * r.worst_gradient_error, r.worst_gradient_layer), share(r.underflow),
+                         share(r.saturation)});
         horizon.push_back({r.recipe});
         for (auto& k : r.horizon) {
             if (&r == &c.recipes[0]) horizon[0].push_back(format(">%d %% ", k.percent));
@@ -396,7 +403,7 @@ RecipeResult::operator Json() const {
                   gradient_error, "cosine", cosine, "mean_error", mean_error, "worst_gradient_error",
                   worst_gradient_error, "worst_gradient_layer", worst_gradient_layer, "underflow", underflow,
                   "saturation", saturation, "memory", bytes, "tokens_per_second", tokens_per_second, "speedup", speedup,
-                  "cost", cost);
+                  "mfu", mfu, "cost", cost);
 }
 Json comparison_json(const Comparison& c) {
     return object(none, "dirs", c.dirs, "baseline", c.baseline, "noise_floor", c.noise_floor, "steps", c.steps, "seeds",

@@ -77,7 +77,8 @@ struct RecipeResult {
     double worst_gradient_error = NAN;
     std::string worst_gradient_layer;
     Worst underflow, saturation;
-    std::map<std::string, int64_t> memory;                     // bytes by purpose
+    std::map<std::string, int64_t> memory; // bytes by purpose
+    double mfu = NAN; // model FLOPs, 6 N + 6 L C T a token, over the device's BF16 peak, if run.json knows it
     double tokens_per_second = NAN, speedup = NAN, cost = NAN; // if native: over a native baseline; per million tokens
     operator Json() const;
 };

@@ -329,6 +329,15 @@ TEST_CASE("only what runs natively has a speed, and a cost if an hour has a pric
     fake.d.push_back({"bf16:nudge=1", zero5}), fake.noise = "bf16:nudge=1", fake.to(s / "noise");
     CHECK(std::isnan(compare({s / "noise"}).find("bf16:nudge=1")->speedup)); // bf16's own
     CHECK(c.find("hybrid")->cost == doctest::Approx(0.01 / 76800 * 1e6));
+    CHECK(std::isnan(c.find("hybrid")->mfu)); // no peak is known
+    std::filesystem::copy(s / "a", s / "card");
+    replace(s / "card/run.json", "\"device\"",
+            "\"peak_flops\":1e12,\"parameters\":1000000,\"config\":{\"layers\":4,"
+            "\"channels\":128,\"seq_len\":64},\"device\"");
+    Comparison card = compare({s / "card"}); // (6 * 10^6 + 6 * 4 * 128 * 64) * 76800 of 10^12
+    CHECK(card.find("hybrid")->mfu == doctest::Approx(0.475899494));
+    CHECK(std::isnan(card.find("mxfp4")->mfu));
+    CHECK(has(comparison_text(card, 140), "47.6 %"));
     CHECK(compare({s / "a"}, 72).find("hybrid")->cost == doctest::Approx(0.02 / 76800 * 1e6)); // another price
     const RecipeResult& r = *c.find("mxfp4");
     CHECK((r.emulated && std::isnan(r.tokens_per_second) && std::isnan(r.speedup) && std::isnan(r.cost)));
@@ -413,7 +422,7 @@ TEST_CASE("directories with other recipes or other seeds add up to one compariso
     CHECK(c.find("mxfp4")->baseline_loss == doctest::Approx(2.2)); // of its own three seeds
     CHECK(c.seeds == 5);
     replace(s / "b/run.json", "\"baseline\":\"bf16\"", "\"baseline\":\"mxfp4\""); // as without bf16 among its arms
-    CHECK(compare({s / "a", s / "b"}).baseline == "bf16");                            // the first directory's counts
+    CHECK(compare({s / "a", s / "b"}).baseline == "bf16");                        // the first directory's counts
     CHECK(compare({s / "b", s / "a"}).baseline == "mxfp4");
     replace(s / "b/run.json", "\"baseline\":\"mxfp4\"", "\"baseline\":\"bf16\"");
     Comparison alone = compare({s / "b"});
