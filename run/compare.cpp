@@ -154,6 +154,10 @@ struct Reader {
         RecipeResult& r = *find_by(c.recipes, &RecipeResult::recipe, name);
         r.emulated |= !member(arm, "emulated", Json::Bool, path).is_bool(false);
         r.why = member(arm, "why", Json::String, path).text;
+        for (const Json& stage : member(arm, "stages", Json::Array, path).items)
+            for (const char* key : {"x.scaling", "w.scaling", "dy.scaling"})
+                if (const Json* row = stage.find("row"), *scaling = row ? row->find(key) : nullptr; scaling)
+                    r.casts |= scaling->text != "none";
         const Json& memory = member(arm, "memory_bytes", Json::Object, path);
         for (auto& key : memory.keys) r.memory[key] = whole(memory, key.c_str(), path);
         int64_t from = whole(options, "seed", path), count = std::min<int64_t>(whole(options, "seeds", path), 1 << 14);
@@ -242,8 +246,7 @@ static void judge(RecipeResult& r, const Comparison& c, double tokens) {
     if (r.emulated || ms.empty()) return;
     std::nth_element(ms.begin(), ms.begin() + ms.size() / 2, ms.end());
     r.tokens_per_second = tokens / ms[ms.size() / 2] * 1e3;
-    if (base && base != &r && r.recipe != c.noise_floor)
-        r.speedup = r.tokens_per_second / base->tokens_per_second; // whose turn came first
+    if (base && r.casts) r.speedup = r.tokens_per_second / base->tokens_per_second; // whose turn came first
     if (c.price > 0) r.cost = c.price / 3600 / r.tokens_per_second * 1e6;
 }
 Comparison compare(const std::vector<std::string>& dirs, double price) {
@@ -397,13 +400,13 @@ SeedResult::operator Json() const {
 RecipeResult::operator Json() const {
     Json bytes = none;
     for (auto& [what, n] : memory) bytes.set(what, n);
-    return object(none, "recipe", recipe, "why", why, "emulated", emulated, "seeds", seeds, "done", done, "diverged",
-                  diverged, "loss", loss, "baseline_loss", baseline_loss, "nats", nats, "relative", relative, "verdict",
-                  verdict, "inside_half", inside_half, "detectable", detectable, "horizon", horizon, "gradient_error",
-                  gradient_error, "cosine", cosine, "mean_error", mean_error, "worst_gradient_error",
-                  worst_gradient_error, "worst_gradient_layer", worst_gradient_layer, "underflow", underflow,
-                  "saturation", saturation, "memory", bytes, "tokens_per_second", tokens_per_second, "speedup", speedup,
-                  "mfu", mfu, "cost", cost);
+    return object(none, "recipe", recipe, "why", why, "emulated", emulated, "casts", casts, "seeds", seeds, "done",
+                  done, "diverged", diverged, "loss", loss, "baseline_loss", baseline_loss, "nats", nats, "relative",
+                  relative, "verdict", verdict, "inside_half", inside_half, "detectable", detectable, "horizon",
+                  horizon, "gradient_error", gradient_error, "cosine", cosine, "mean_error", mean_error,
+                  "worst_gradient_error", worst_gradient_error, "worst_gradient_layer", worst_gradient_layer,
+                  "underflow", underflow, "saturation", saturation, "memory", bytes, "tokens_per_second",
+                  tokens_per_second, "speedup", speedup, "mfu", mfu, "cost", cost);
 }
 Json comparison_json(const Comparison& c) {
     return object(none, "dirs", c.dirs, "baseline", c.baseline, "noise_floor", c.noise_floor, "steps", c.steps, "seeds",

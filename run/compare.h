@@ -63,8 +63,8 @@ struct Worst { // of all layers, operands, steps and seeds
     operator Json() const;
 };
 struct RecipeResult {
-    std::string recipe, why; // the ARM as given; why it is emulated, or native
-    bool emulated = false;
+    std::string recipe, why;              // the ARM as given; why it is emulated, or native
+    bool emulated = false, casts = false; // casts: some operand, in some stage
     std::vector<SeedResult> seeds;
     int done = 0, diverged = 0;
     double loss = NAN, baseline_loss = NAN; // means: of those done; of the baseline on the seeds of d

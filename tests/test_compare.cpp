@@ -36,8 +36,9 @@ struct Fake {
         for (auto& [recipe, differences] : d) {
             bool emulated = !(native && recipe != "mxfp4");
             arms += format("%s{\"arm\":\"%s\",\"emulated\":%s,\"why\":\"because\",\"memory_bytes\":{\"master weights\":"
-                           "3000000,\"codes\":1500000},\"stages\":[]}",
-                           arms.empty() ? "" : ",", recipe.c_str(), emulated ? "true" : "false");
+                           "3000000,\"codes\":1500000},\"stages\":[{\"row\":{\"w.scaling\":\"%s\"}}]}",
+                           arms.empty() ? "" : ",", recipe.c_str(), emulated ? "true" : "false",
+                           recipe.starts_with("bf16") ? "none" : "mx");
             for (int i = 0; i < (int)differences.size(); i++) {
                 std::string arm = recipe + "," + std::to_string(seed + i) + ",";
                 bool diverges = std::isnan(differences[i]);
