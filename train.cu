@@ -264,6 +264,7 @@ static void measure_gradients(Trainer& run, const std::string& checkpoint, int64
     std::string text = "recipe,seed,layer,rel_error,cosine,mean_error\n";
     TeacherForced forced(run.config, checkpoint, recipes, *run.data.train, *run.data.val, run.o.batch_size, run.T(),
                          seed);
+    forced.outlier = run.stages[baseline_of(run)][0].recipe.outlier; // which its weights have already
     for (size_t i = 0; i < recipes.size() && !stop_signal(); i++) {
         const std::vector<bool>& skip = run.stages[i].back().skip;
         std::vector<GradientError> errors = forced.measure((int)i, skip);

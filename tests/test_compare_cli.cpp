@@ -240,6 +240,12 @@ TEST_CASE("the gradient error of delayed scales does not depend on the loss scal
     CHECK(c.find("hybrid")->gradient_error == c.find("hybrid:loss_scale=4096")->gradient_error);
     CHECK(c.find("current")->gradient_error == c.find("current:loss_scale=4096")->gradient_error);
     CHECK(c.find("hybrid")->gradient_error < 0.5);
+    // Nor is an outlier put into weights that were trained with it: without learning, both runs measure the same weights.
+    const string still = SMALL + "--lr 0 --weight-decay 0 --steps 1 --recipe ";
+    REQUIRE(run(TRAIN, still + "bf16,mxfp4:outlier=128 --out " + (s / "plain")).status == 0);
+    REQUIRE(run(TRAIN, still + "bf16:outlier=128,mxfp4:outlier=128 --out " + (s / "outlier")).status == 0);
+    CHECK(compare({s / "plain"}).find("mxfp4:outlier=128")->gradient_error ==
+          compare({s / "outlier"}).find("mxfp4:outlier=128")->gradient_error);
 }
 
 TEST_CASE("a closed standard output takes nothing from the tables, and what no JSON holds fails before step 1") {
