@@ -301,7 +301,6 @@ static int train(const Options& o) {
     Config config = config_of(o, std::max(data.train->vocab, data.val->vocab));
     std::vector<std::vector<RecipeStage>> stages;
     for (const Arm& arm : arms) stages.push_back(stages_of(arm, o, config.layers));
-    for (size_t i = 0; i < arms.size(); i++) refuse_emulation(o, arms[i], stages[i]);
     Dump dump = dump_of(o, linear_names(config.layers));
     if (o.data == "builtin" && config.vocab < 256)
         fail("a vocabulary of %d, and --data builtin has bytes, 256 of them", config.vocab);

@@ -24,6 +24,9 @@ inline std::vector<RecipeStage> stages_of(const Arm& arm, const Options& o, int 
         Recipe r = resolve_stage(arm, s);
         if (r.accum.mbits && o.kernels != "reference")
             fail_usage("--recipe %s: accum needs --kernels reference, which sums product by product", arm.text.c_str());
+        if (o.native && any_quantized(r))
+            fail("--native: %s would be emulated: its codes and scales, but a BF16 GEMM of their values. hint: leave "
+                 "--native out", arm.text.c_str());
         std::string skip = o.skip + (o.skip.empty() || r.skip.empty() ? "" : "/") + r.skip;
         stages.push_back({s.from_step, r, match_layers(skip, linear_names(L))});
     }
@@ -32,11 +35,6 @@ inline std::vector<RecipeStage> stages_of(const Arm& arm, const Options& o, int 
 // Does some stage cast? Then the very codes and scales are made and their exact values multiplied in BF16.
 inline bool is_emulated(const std::vector<RecipeStage>& stages) {
     return std::any_of(stages.begin(), stages.end(), [](auto& s) { return any_quantized(s.recipe); });
-}
-inline void refuse_emulation(const Options& o, const Arm& arm, const std::vector<RecipeStage>& stages) {
-    if (o.native && is_emulated(stages))
-        fail("--native: %s would be emulated: its codes and scales, but a BF16 GEMM of their values. hint: leave "
-             "--native out", arm.text.c_str());
 }
 
 inline Json json_of(const Recipe& r) { // every key that the row has a use for

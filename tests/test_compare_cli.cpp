@@ -311,6 +311,14 @@ TEST_CASE("--native refuses what would be emulated, before anything is written")
     CHECK(r.err.find("mxfp8") != string::npos);
     CHECK(!std::filesystem::exists(s / "run"));
     CHECK(run(TRAIN, SMALL + "--native --recipe bf16 --steps 1 --out " + (s / "run")).status == 0);
+    const string eval = "eval " + (s / "run/bf16-s1/step-000001") + " --data Makefile --native --recipe ";
+    const string bench = "bench --layers 1 --channels 32 --heads 2 --seq-len 16 --batch-size 4 --steps 1 --native --recipe ";
+    for (auto& command : {eval, bench}) {
+        CHECK(run(TRAIN, command + "bf16").status == 0);
+        r = run(TRAIN, command + "bf16,mxfp8");
+        CHECK(r.status == 1);
+        CHECK(r.err.find("--native: mxfp8") != string::npos);
+    }
 }
 
 } // namespace
