@@ -66,8 +66,8 @@ static double learning_rate(const Options& o, const Recipe& r, int64_t step) { /
 static const char noise_arm[] = "bf16:nudge=1";
 
 static bool evaluates_at(const Options& o, int64_t step) {
-    for (int percent : {0, 10, 25, 50, 75, 90, 100})
-        if (step == (o.steps * percent + 50) / 100) return true;
+    for (int percent : CHECKPOINTS)
+        if (step == step_at(o.steps, percent)) return true;
     return o.eval_every && step % o.eval_every == 0;
 }
 
@@ -160,7 +160,7 @@ static ArmEnd train_arm(Trainer& run, size_t i, int64_t seed) {
         synchronize("update");
         times.push_back(watch.ms());
         run.log->step({arm, seed, step, o.steps, step * tokens_per_step, loss, norm, lr, times.back()});
-        end.step = step, end.ms = median(times);
+        end.step = step;
         if (!finite) {
             note("recipe %s, seed %lld, step %lld: loss %g, gradient norm %g. First bad tensor: %s. hint: lower --lr",
                  arm.c_str(), (long long)seed, (long long)step, loss, norm, first_bad(g, N).c_str());
@@ -170,7 +170,7 @@ static ArmEnd train_arm(Trainer& run, size_t i, int64_t seed) {
         if (end.outcome == "done" && o.sample_every && step % o.sample_every == 0 && step < o.steps)
             tell_sample(g, o, seed);
     }
-    end.fingerprint = fingerprint_of(g);
+    end.ms = median(times), end.fingerprint = fingerprint_of(g);
     if (end.outcome != "diverged")
         save_checkpoint(checkpoint_dir(run.dir, arm, seed, end.step), g.config, named_tensors(g));
     if (end.outcome == "done" && !run.compares()) tell_progress(o, end.loss), tell_sample(g, o, seed);
@@ -280,11 +280,12 @@ static void measure_gradients(Trainer& run, const std::string& checkpoint, int64
     if (!stop_signal()) write_file(run.dir + "/gradients.csv", text);
 }
 static void report_on(const std::vector<std::string>& dirs, const std::string& path, double price) {
-    if (Comparison c = compare(dirs, price); c.recipes.size() * c.seeds > 1) {
+    Comparison c = compare(dirs, price);
+    if (c.recipes.size() * c.seeds > 1) {
         std::string text = comparison_text(c, screen_width());
         result("\n" + text.substr(0, text.find_last_not_of('\n') + 1));
     }
-    write_report(dirs, path, price);
+    write_report(c, path);
     note("report: %s", path.c_str());
 }
 
@@ -417,7 +418,7 @@ static int scan_command(const Options& given) {
     }
     if (o.args.empty()) {
         Options bf16 = o;
-        bf16.command = "train", bf16.arms = parse_arms(recipes[0].name), bf16.skip = "";
+        bf16.command = "train", bf16.arms = parse_arms(recipes[0].name);
         bf16.out = make_run_dir(o.out);
         if (int status = train(bf16)) return status;
         o.args = {checkpoint_dir(bf16.out, recipes[0].name, o.seed, o.steps)};
@@ -429,10 +430,11 @@ static int scan_command(const Options& given) {
     data.train->vocab = data.val->vocab = config.vocab;
     int T = o.given.count("seq-len") ? o.seq_len : config.seq_len;
     for (const Arm& arm : o.arms) {
-        Recipe r = stages_of(arm, o, config.layers)[0].recipe, one = r;
+        Recipe r = stages_of(arm, o, config.layers)[0].recipe;
         std::vector<Recipe> rows = {r};
         for (auto gemm : {&Recipe::fprop, &Recipe::dgrad, &Recipe::wgrad}) {
-            one = r, one.fprop = one.dgrad = one.wgrad = false, one.*gemm = r.*gemm;
+            Recipe one = r;
+            one.fprop = one.dgrad = one.wgrad = false, one.*gemm = r.*gemm;
             rows.push_back(one);
         }
         TeacherForced forced(config, o.args[0], rows, *data.train, *data.val, o.batch_size, T, o.seed);

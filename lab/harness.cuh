@@ -46,6 +46,7 @@ inline void scale_outlier(GPT& g, float factor) {
 }
 // What a recipe asks to be done to the weights that it starts from.
 inline void disturb(GPT& g, const Recipe& r) {
+    synchronize("weights");
     for_each_param(g, [&](const std::string&, Param& p) {
         for (size_t i = 0; i < p.size() && p.rows && r.init_scale != 1; i++) p.w[i] *= (real)r.init_scale;
     });

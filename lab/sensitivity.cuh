@@ -29,9 +29,10 @@ struct TeacherForced {
     Batches train, val;
     int B, draws = DRAWS; // windows in the batch; of each recipe that draws
     double outlier = 1;   // in the weights
-    double loss_scale = 1; // that delayed scales of gradients are calibrated for
+    double loss_scale = 1; // of the steps
     std::vector<std::vector<float>> reference; // dW in FP32, in the order of for_each_linear
-    double calibrated = 0, referenced = 0;     // for weights with this outlier; 0: not at all
+    double referenced = 0;                     // for weights with this outlier; 0: not at all
+    std::pair<double, double> calibrated;      // and with this loss scale
     std::vector<Delayed> scales;
     std::vector<float> history;
 
@@ -64,13 +65,11 @@ struct TeacherForced {
         for (int i = 0; i < CALIBRATION; i++) load_batch(g, train, i), step(g.B, 0);
         scales.assign(g.delayed, g.delayed + g.all_delayed);
         history.assign(g.history, g.history + (size_t)g.all_delayed * g.history_len);
-        calibrated = outlier;
+        calibrated = {outlier, loss_scale};
     }
     void refer() {
-        std::vector<std::vector<float>> masters; // in FP32, whatever `real` is
         std::vector<const float*> weights;
-        for_each_param(g, [&](const std::string&, Param& p) { masters.emplace_back(p.w, p.w + p.size()); });
-        for (auto& w : masters) weights.push_back(w.data());
+        for_each_param(g, [&](const std::string&, Param& p) { weights.push_back(p.w); });
         f32_gradients(reference, g.config, weights, val, B, g.T);
         referenced = outlier;
     }
@@ -80,9 +79,8 @@ struct TeacherForced {
         const Recipe& r = g.stages[i + 1].recipe;
         if (r.outlier != outlier) scale_outlier(g, (float)(r.outlier / outlier)), outlier = r.outlier;
         if (referenced != outlier) refer();
-        bool rescaled = std::exchange(loss_scale, r.loss_scale) != r.loss_scale;
-        if (any_delayed(r) && (calibrated != outlier || rescaled)) calibrate();
-        else if (rescaled) calibrated = 0;
+        loss_scale = r.loss_scale;
+        if (any_delayed(r) && calibrated != std::pair(outlier, loss_scale)) calibrate();
         val.fill_windows(0, B, g.tokens, g.targets);
         index_tokens(g, val);
         bool drawn = any_cast(r, [](const Cast& c) { return is_quantized(c) && c.round == Rounding::sr; });
@@ -92,7 +90,7 @@ struct TeacherForced {
         for (int draw = 0; draw < count; draw++) {
             std::copy(scales.begin(), scales.end(), g.delayed); // the batch itself must not have moved them
             std::copy(history.begin(), history.end(), g.history);
-            set_stage(g, 0), set_stage(g, i + 1);
+            g.stage = 0, set_stage(g, i + 1); // from which they move to this recipe's formats
             double l = step(B, draw);
             if (loss && draw == 0) *loss = l;
             size_t k = 0;
@@ -146,7 +144,7 @@ inline void scan(TeacherForced& t, const std::string& arm, bool json) {
                    .flops = flops[i] / all_flops};
         l.only2 = total(t.measure(0, only, &l.loss)).error2;
         for (int k = 0; k < 3; k++)
-            l.gemm2[k] = t.g.stages.size() > 2 ? total(t.measure(k + 1, only)).error2 : NAN;
+            l.gemm2[k] = total(t.measure(k + 1, only)).error2;
         layers.push_back(l);
     }
     if (stop_signal()) return;

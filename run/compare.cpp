@@ -224,8 +224,8 @@ static void judge(RecipeResult& r, const Comparison& c, double tokens) {
         planned += 2 * (double)c.steps;
     }
     r.done = (int)losses.size(), r.loss = mean(losses);
-    for (int percent : {10, 25, 50, 75, 90, 100}) {
-        Checkpoint k{percent, (c.steps * percent + 50) / 100, {}, {}};
+    for (int percent : CHECKPOINTS) {
+        Checkpoint k{percent, step_at(c.steps, percent), {}, {}};
         std::vector<double> d, bases;
         auto at = [&](const SeedResult& s) { return s.evals.count(k.step) ? s.evals.at(k.step) : NAN; };
         for (const SeedResult& s : r.seeds)

@@ -15,6 +15,10 @@
 #include <string>
 #include <vector>
 
+// Where the horizon of a run is looked at, in percent of its steps, and the step that it is.
+constexpr int CHECKPOINTS[] = {10, 25, 50, 75, 90, 100};
+constexpr int64_t step_at(int64_t steps, int percent) { return (steps * percent + 50) / 100; }
+
 // A CSV file without quotes. Errors name the file and the line, counted from 1.
 struct Table {
     std::string path;

@@ -1,5 +1,4 @@
 #include "run/report.h"
-#include "run/compare.h"
 #include "run/error.h"
 #include "run/files.h"
 #include <algorithm>
@@ -63,8 +62,8 @@ static Json series(
     return Json(Json::Object).set("stride", stride).set("series", std::move(list));
 }
 
-void write_report(const Texts& dirs, const std::string& path, double price) {
-    Comparison c = compare(dirs, price);
+void write_report(const Comparison& c, const std::string& path) {
+    const Texts& dirs = c.dirs;
     Json data(Json::Object), runs(Json::Array);
     for (auto& dir : dirs) runs.add(parse_json(read_file(dir + "/run.json", 1 << 24), dir + "/run.json"));
     data.set("comparison", comparison_json(c)).set("text", comparison_text(c, 10000)).set("runs", std::move(runs));

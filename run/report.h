@@ -7,9 +7,8 @@
 // - steps.csv and evals.csv are there with all seeds, tensors.csv with the first seed of each recipe. Long series are
 //   thinned: every stride-th row and the last; the page says so.
 #pragma once
-#include <string>
-#include <vector>
+#include "run/compare.h"
 
-// The report on one or several run directories, which may be unfinished, as a file that replaces `path` atomically.
-// Errors: those of compare(), and of files that cannot be read or written.
-void write_report(const std::vector<std::string>& dirs, const std::string& path, double price = 0);
+// The report on a comparison's run directories, which may be unfinished, as a file that replaces `path` atomically.
+// Errors: of files that cannot be read or written.
+void write_report(const Comparison& c, const std::string& path);

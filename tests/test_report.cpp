@@ -90,7 +90,7 @@ struct Page {
     std::string html;
     Json data;
     explicit Page(const std::vector<std::string>& dirs, const std::string& path) {
-        write_report(dirs, path);
+        write_report(compare(dirs), path);
         html = slurp(path);
         std::string open = "id=\"data\">";
         size_t from = html.find(open) + open.size();
@@ -236,8 +236,8 @@ TEST_CASE("a report that cannot be made leaves the one before in place") {
     Fake().to(s / "run");
     write(s / "report.html", "before");
     write(s / "run/evals.csv", "recipe,seed,step,tokens,loss\nbf16,1,0\n");
-    CHECK_THROWS_AS(write_report({s / "run"}, s / "report.html"), Error);
-    CHECK_THROWS_AS(write_report({s / "nothing"}, s / "report.html"), Error);
+    CHECK_THROWS_AS(write_report(compare({s / "run"}), s / "report.html"), Error);
+    CHECK_THROWS_AS(write_report(compare({s / "nothing"}), s / "report.html"), Error);
     CHECK(slurp(s / "report.html") == "before");
     CHECK(std::distance(std::filesystem::directory_iterator(s.dir), {}) == 2); // nothing beside them
 }
