@@ -1,6 +1,7 @@
 // Runs code of ours in a child process, in a directory of its own, and reads what it wrote.
 #pragma once
 #include "check.h"
+#include "errors.h"
 #include "run/error.h"
 #include <filesystem>
 #include <fcntl.h>
@@ -31,16 +32,6 @@ static std::string contents(const std::string& path) {
     if (fs::is_regular_file(path)) text << std::ifstream(path).rdbuf(); // reading a terminal would wait for a key
     return text.str();
 }
-static std::string error_of(const std::function<void()>& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        CHECK(e.status == 1);
-        return e.what();
-    }
-    return "no error";
-}
-static bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 // What a child process that runs f wrote to stdout and stderr; its exit status, or minus the signal that ended it.
 struct Outcome {
     std::string out, err;

@@ -1,5 +1,6 @@
 #include "run/compare.h"
 #include "program.h"
+#include "errors.h"
 #include "run/error.h"
 #include <algorithm>
 #include <functional>
@@ -14,13 +15,6 @@ static void replace(const std::string& path, const std::string& from, const std:
     size_t at = text.find(from);
     REQUIRE(at != std::string::npos);
     write(path, text.replace(at, from.size(), to));
-}
-static bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
-static std::string error_of(const std::function<void()>& f) {
-    try {
-        f();
-    } catch (const Error& e) { return e.what(); }
-    return "no error";
 }
 // 500 steps of 768 tokens; bf16 of seed s ends at 2 + s/10. The others differ by d[recipe][i] at the end, and by a
 // share of it, p/100, after p % of the steps. A difference of NAN diverges at step 77.

@@ -1,4 +1,5 @@
 #include "check.h"
+#include "errors.h"
 #include "run/data.h"
 #include "run/error.h"
 #include <cstdlib>
@@ -51,16 +52,6 @@ static std::vector<int> read(const Tokens& t, uint64_t first, int n) {
     t.read(out.data(), first, n);
     return out;
 }
-static std::string error_of(const std::function<void()>& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        CHECK(e.status == 1);
-        return e.what();
-    }
-    return "no error";
-}
-static bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 struct Batch {
     std::vector<int> x, y;
 };

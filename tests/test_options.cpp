@@ -1,4 +1,5 @@
 #include "check.h"
+#include "errors.h"
 #include "run/error.h"
 #include "run/options.h"
 #include <algorithm>
@@ -14,19 +15,10 @@ static Options parse(const Words& words) {
     for (auto& w : words) argv.push_back(w.c_str());
     return parse_options((int)argv.size(), argv.data());
 }
-static std::string usage_error(const std::function<void()>& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        CHECK(e.status == 2);
-        return e.what();
-    }
-    return "no error";
-}
+static std::string usage_error(const std::function<void()>& f) { return error_of(f, 2); }
 static std::string usage_error(const Words& words) {
     return usage_error([&] { parse(words); });
 }
-static bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 // One line per option: a command that takes it, a value that is not the default, and where it has to arrive.
 struct Sample {
