@@ -67,7 +67,7 @@ KIND  := $(if $(ARCHS),sm$(subst $() ,-,$(ARCHS)),cpu)-$(ACT)$(if $(SAN),-san)
 B     := build/$(KIND)
 BIN   := $(if $(SAN),$(B)/train,$(if $(filter float,$(ACT)),train-f32,train))
 PLAIN_DIR := build/plain$(if $(SAN),-san)
-PLAIN := $(patsubst %.cpp,$(PLAIN_DIR)/%.o,$(filter-out lab/cast.cpp,$(wildcard ops/*.cpp run/*.cpp lab/*.cpp data/*.cpp))) \
+PLAIN := $(patsubst %.cpp,$(PLAIN_DIR)/%.o,$(filter-out lab/cast.cpp,$(wildcard ops/*.cpp run/*.cpp report/*.cpp lab/*.cpp data/*.cpp))) \
          $(if $(filter standin,$(ACT)),,$(B)/ops/cast.o) $(if $(filter bf16 float,$(ACT)),$(B)/lab/cast.o)
 
 .PHONY: all say test test-one test-report test-exhaustive asan bench loc format format-check clean FORCE
@@ -84,8 +84,8 @@ $(B)/train.o $(B)/ops/cast.o: $(B)/%.o: %.cu Makefile
 	@mkdir -p $(@D)
 	$(if $(ARCHS),$(NVCC) $(NVFLAGS),$(CXX) -x c++ $(CXXFLAGS)) -c $< -o $@
 $(PLAIN_DIR)/run/version.o: CXXFLAGS += -DULP_VERSION='"$(VERSION)"'
-$(PLAIN_DIR)/run/report.o: build/report_page.inc
-build/report_page.inc: run/report.html Makefile # as one string literal
+$(PLAIN_DIR)/report/report.o: build/report_page.inc
+build/report_page.inc: report/report.html Makefile # as one string literal
 	@mkdir -p $(@D)
 	@{ printf 'R"page('; cat $<; printf ')page"\n'; } > $@.tmp && mv $@.tmp $@
 $(B)/%.o: %.cpp Makefile
@@ -137,7 +137,7 @@ loc:
 	@echo "$$(cat train.cu model.cuh fp8.cuh scaling.cuh ops/* | wc -l) of 5000: train.cu model.cuh fp8.cuh scaling.cuh ops/"
 	@echo "$$(cat run/*.h run/*.cpp | wc -l) of 3000: run/"
 	@echo "$$(cat lab/* | wc -l): lab/"
-	@echo "$$(cat run/report.html | wc -l): the page of the report"
+	@echo "$$(cat report/* | wc -l): report/, $$(cat report/report.html | wc -l) of them the page"
 	@echo "$$(cat data/*.cpp data/*.h data/*.sh | wc -l): data/"
 	@echo "$$(cat tests/*.cpp tests/*.h tests/*.sh | wc -l): tests/"
 # Sources that nvcc sees keep their lambdas on the verb's line, which clang-format cannot: there only the width counts.

@@ -5,44 +5,20 @@
 #include "data/corpus.h"
 #include "lab/bench.cuh"
 #include "lab/diagnostics.cuh"
+#include "lab/infer.cuh"
 #include "lab/sensitivity.cuh"
 #include "lab/cast.h"
-#include "run/compare.h"
+#include "report/compare.h"
 #include "run/files.h"
-#include "run/report.h"
+#include "report/report.h"
 #include "run/version.h"
 #include <fcntl.h>
 #include <filesystem>
 #include <fstream>
 #include <memory>
 #include <unistd.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 // --- machine -----------------------------------------------------------------------------------------------------
-static std::string set_machine(const Options& o) { // returns its description
-    machine.kernels = o.kernels == "reference" ? Kernels::reference
-                      : o.kernels == "portable" ? Kernels::portable
-                                                : Kernels::fast;
-    machine.profile = o.profile;
-    std::string why_not, gpu = gpu_name(why_not);
-    if (o.device == "cuda" && gpu.empty()) fail("--device cuda: %s", why_not.c_str());
-    machine.gpu = o.device != "cpu" && !gpu.empty();
-    int threads = 1;
-#ifdef _OPENMP
-    if (o.threads) omp_set_num_threads(o.threads);
-    threads = omp_get_max_threads();
-#endif
-    if (machine.gpu) return gpu;
-    CpuKernel kernel = machine.kernels == Kernels::fast ? CpuKernel::fast : CpuKernel::portable;
-    const char* gemm = machine.kernels == Kernels::reference ? "reference" : cpu_kernel_name(kernel);
-    std::string where = format("CPU, %d thread%s, %s matmul", threads, threads == 1 ? "" : "s", gemm);
-#ifdef ULP_GPU
-    if (o.device == "auto") where += " (" + why_not + ")";
-#endif
-    return where;
-}
 static void print_profile() {
     std::vector<std::pair<std::string, Machine::Cost>> costs(machine.costs.begin(), machine.costs.end());
     std::sort(costs.begin(), costs.end(), [](auto& a, auto& b) { return a.second.seconds > b.second.seconds; });
@@ -309,12 +285,13 @@ static int train(const Options& o) {
     if (!o.init.empty() && o.given.count("seq-len") && o.seq_len > config.seq_len)
         fail("--seq-len %d: the checkpoint has %d positions", o.seq_len, config.seq_len);
     std::vector<ArmEnd> ends;
-    Ended ended;
     if (!o.resume.empty()) ends = read_ends(o.resume + "/arms.csv");
-    for (auto& e : ends) ended.insert({e.recipe, e.seed});
+    Keep ended = [&](const std::string& recipe, int64_t seed, int64_t) {
+        return std::any_of(ends.begin(), ends.end(), [&](auto& e) { return e.recipe == recipe && e.seed == seed; });
+    };
     Trainer run = {o, config, std::move(data), o.resume.empty() ? make_run_dir(o.out) : o.resume, arms, stages, dump};
     describe(run, device);
-    run.log = std::make_unique<Log>(run.dir, o.resume.empty() ? nullptr : &ended);
+    run.log = std::make_unique<Log>(run.dir, o.resume.empty() ? nullptr : ended);
     if (!o.resume.empty() && ends.empty()) note("%s: no arm has ended yet, so it starts over", o.resume.c_str());
 
     catch_signals();
@@ -355,58 +332,6 @@ static int train(const Options& o) {
 static int train_command(const Options& o) { return train(o.resume.empty() ? o : resumed(o)); }
 
 // --- the other commands ------------------------------------------------------------------------------------------
-static void load(GPT& g, const std::string& path, int T, int B, std::vector<RecipeStage> stages = bf16_only) {
-    Config config = read_config(path);
-    if (T > config.seq_len) fail("--seq-len %d: %s has %d positions", T, path.c_str(), config.seq_len);
-    allocate(g, config, Use::inference, B, T ? T : config.seq_len, stages); // T 0: the checkpoint's
-    load_weights(g, path);
-}
-static int eval_command(const Options& o) {
-    std::string device = set_machine(o);
-    auto tokens = open_tokens(o.data);
-    Config config = read_config(o.args[0]);
-    std::vector<RecipeStage> stages = bf16_only; // and of each arm the stage that it ends in
-    for (const Arm& arm : o.arms) {
-        stages.push_back(stages_of(arm, o, config.layers).back());
-        Recipe& r = stages.back().recipe;
-        r.amax_history_len = 8, r.amax_compute_algo = Algo::max; // calibration counts all its batches
-    }
-    tokens->vocab = config.vocab;
-    GPT g;
-    load(g, o.args[0], o.seq_len, o.batch_size, stages);
-    Batches batches(*tokens, g.B, g.T, false, 0);
-    uint64_t windows = batches.windows(), seen = std::min<uint64_t>(8 * (uint64_t)g.B, windows);
-    note("%s. %s: %llu windows of %d tokens", device.c_str(), tokens->name.c_str(), (unsigned long long)windows, g.T);
-    double outlier = 1, calibrated = 0; // in the weights; when they were calibrated
-    for (size_t i = 0; i < o.arms.size(); i++) {
-        const Recipe& r = stages[i + 1].recipe;
-        if (r.outlier != outlier) scale_outlier(g, (float)(r.outlier / outlier)), outlier = r.outlier;
-        // Weights carry no scales: for recipes with delayed ones the first batches, in BF16, set them.
-        if (any_delayed(r) && calibrated != outlier)
-            set_stage(g, 0), forget_scales(g), mean_loss(g, batches, seen, true), calibrated = outlier;
-        set_stage(g, (int)i + 1);
-        double loss = mean_loss(g, batches, windows);
-        int64_t count = (int64_t)windows * g.T;
-        Json json = Json(Json::Object).set("recipe", o.arms[i].text).set("loss", loss).set("tokens", count);
-        std::string line = eval_line(o.arms[i].text, loss, count);
-        if (any_delayed(r)) {
-            int calibrated = (int)((seen + g.B - 1) / g.B);
-            json.set("calibrated", calibrated), line += format(" calibrated=%d", calibrated);
-        }
-        result(o.json ? json.dump() : line);
-    }
-    release(g);
-    return 0;
-}
-static int sample_command(const Options& o) {
-    set_machine(o);
-    GPT g;
-    load(g, o.args[0], 0, 1);
-    std::vector<int> text = prompt_tokens(o.prompt, g.config.vocab);
-    result(show_tokens(sample_tokens(g, text, o.tokens, o.temperature, o.top_k, o.seed), g.config.vocab));
-    release(g);
-    return 0;
-}
 // On CKPT, or on what a training run in bf16 arrives at; then recipe by recipe.
 static int scan_command(const Options& given) {
     Options o = given;

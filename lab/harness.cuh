@@ -4,7 +4,11 @@
 #include "run/checkpoint.h"
 #include "run/data.h"
 #include "run/log.h"
+#include "run/options.h"
 #include "run/sample.h"
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 struct Stopwatch {
     using clock = std::chrono::steady_clock;
@@ -15,6 +19,30 @@ inline double median(std::vector<double> v) {
     if (v.empty()) return NAN;
     std::nth_element(v.begin(), v.begin() + v.size() / 2, v.end());
     return v[v.size() / 2];
+}
+
+// --- machine -----------------------------------------------------------------------------------------------------
+inline std::string set_machine(const Options& o) { // returns its description
+    machine.kernels = o.kernels == "reference" ? Kernels::reference
+                      : o.kernels == "portable" ? Kernels::portable
+                                                : Kernels::fast;
+    machine.profile = o.profile;
+    std::string why_not, gpu = gpu_name(why_not);
+    if (o.device == "cuda" && gpu.empty()) fail("--device cuda: %s", why_not.c_str());
+    machine.gpu = o.device != "cpu" && !gpu.empty();
+    int threads = 1;
+#ifdef _OPENMP
+    if (o.threads) omp_set_num_threads(o.threads);
+    threads = omp_get_max_threads();
+#endif
+    if (machine.gpu) return gpu;
+    CpuKernel kernel = machine.kernels == Kernels::fast ? CpuKernel::fast : CpuKernel::portable;
+    const char* gemm = machine.kernels == Kernels::reference ? "reference" : cpu_kernel_name(kernel);
+    std::string where = format("CPU, %d thread%s, %s matmul", threads, threads == 1 ? "" : "s", gemm);
+#ifdef ULP_GPU
+    if (o.device == "auto") where += " (" + why_not + ")";
+#endif
+    return where;
 }
 
 // --- weights -----------------------------------------------------------------------------------------------------

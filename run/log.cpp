@@ -1,6 +1,5 @@
 // The other half of log.h.
 #include "run/log.h"
-#include "run/compare.h"
 #include "run/files.h"
 #include <algorithm>
 #include <cerrno>
@@ -49,58 +48,7 @@ std::string checkpoint_dir(const std::string& dir, const std::string& arm, int64
     return dir + format("/%s-s%lld/step-%06lld", safe_name(arm).c_str(), (long long)seed, (long long)step);
 }
 
-// --- tables ------------------------------------------------------------------------------------------------------
-
-[[noreturn]] static void cannot_write(const std::string& path, int why) {
-    fail("cannot write %s: %s. hint: make room, or choose another place with --out DIR", path.c_str(), strerror(why));
-}
-Csv::Csv(const std::string& path, const std::string& header, const Ended* ended) : path(path), pending(header + "\n") {
-    columns = (size_t)std::count(header.begin(), header.end(), ',') + 1;
-    bool old = ended && std::filesystem::exists(path) && std::filesystem::file_size(path) > 0;
-    if (old) {
-        Table t = read_table(path);
-        std::string text;
-        auto line = [&](const std::vector<std::string>& cells) {
-            for (auto& cell : cells) text += cell + (&cell == &cells.back() ? "\n" : ",");
-        };
-        line(t.columns);
-        if (text != pending) fail("%s: the header is not %s", path.c_str(), header.c_str());
-        pending.clear();
-        for (size_t r = 0; r < t.rows.size(); r++)
-            if (ended->count({t.text(r, "recipe"), (int64_t)t.number(r, "seed")})) line(t.rows[r]);
-        write_file(path, text);
-    }
-    fd = open(path.c_str(), O_CREAT | (ended ? 0 : O_EXCL) | O_WRONLY | O_APPEND | O_CLOEXEC, 0666);
-    if (fd < 0) cannot_write(path, errno);
-    flush();
-}
-Csv::~Csv() { close(fd); }
-void Csv::row(const std::vector<std::string>& cells) {
-    if (cells.size() != columns) fail("%s: %zu cells for %zu columns", path.c_str(), cells.size(), columns);
-    for (size_t i = 0; i < columns; i++) {
-        if (cells[i].find_first_of(",\"\r\n") < cells[i].size())
-            fail("%s: the cell %s would need quotes", path.c_str(), quote(cells[i]).c_str());
-        pending += cells[i] + (i + 1 < columns ? "," : "\n");
-    }
-}
-void Csv::flush() {
-    for (std::string text = std::exchange(pending, ""); !text.empty();) {
-        ssize_t n = write(fd, text.data(), text.size());
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) {
-            int why = errno;
-            if (ftruncate(fd, whole) != 0) note("%s may end in half a line", path.c_str());
-            cannot_write(path, why);
-        }
-        text.erase(0, (size_t)n);
-    }
-    whole = lseek(fd, 0, SEEK_END);
-}
-
-void Csv::sync() {
-    if (fsync(fd) != 0 && errno != EINVAL) cannot_write(path, errno);
-}
-
+// --- the tables of a run -------------------------------------------------------------------------------------------
 static int locked(const std::string& dir) {
     int fd = open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
@@ -108,12 +56,12 @@ static int locked(const std::string& dir) {
     return fd;
 }
 Log::~Log() { close(lock); }
-Log::Log(const std::string& dir, const Ended* ended)
-    : dir(dir), lock(locked(dir)), steps(dir + "/steps.csv", "recipe,seed,step,tokens,loss,grad_norm,lr,ms", ended),
-      evals(dir + "/evals.csv", "recipe,seed,step,tokens,loss", ended),
+Log::Log(const std::string& dir, const Keep& keep)
+    : dir(dir), lock(locked(dir)), steps(dir + "/steps.csv", "recipe,seed,step,tokens,loss,grad_norm,lr,ms", keep),
+      evals(dir + "/evals.csv", "recipe,seed,step,tokens,loss", keep),
       tensors(dir + "/tensors.csv",
-              "recipe,seed,step,layer,operand,format,amax,scale,underflow,saturation,sqnr_db,bias", ended),
-      arms(dir + "/arms.csv", "recipe,seed,outcome,step,loss,fingerprint,ms", ended) {}
+              "recipe,seed,step,layer,operand,format,amax,scale,underflow,saturation,sqnr_db,bias", keep),
+      arms(dir + "/arms.csv", "recipe,seed,outcome,step,loss,fingerprint,ms", keep) {}
 void Log::step(const Step& s) {
     auto text = [](int64_t v) { return std::to_string(v); };
     steps.row({s.recipe, text(s.seed), text(s.step), text(s.tokens), number(s.loss), number(s.norm), number(s.lr),
@@ -138,8 +86,8 @@ std::vector<ArmEnd> read_ends(const std::string& path) {
     if (!std::filesystem::exists(path) || std::filesystem::file_size(path) == 0) return ends;
     Table t = read_table(path);
     for (size_t r = 0; r < t.rows.size(); r++)
-        ends.push_back({t.text(r, "recipe"), (int64_t)t.number(r, "seed"), t.text(r, "outcome"),
-                        (int64_t)t.number(r, "step"), t.number(r, "loss"),
+        ends.push_back({t.text(r, "recipe"), t.whole(r, "seed"), t.text(r, "outcome"),
+                        t.whole(r, "step"), t.number(r, "loss"),
                         strtoull(t.text(r, "fingerprint").c_str(), nullptr, 16), t.number(r, "ms")});
     return ends;
 }

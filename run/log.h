@@ -1,10 +1,9 @@
 // What a run leaves: its directory and the tables in it. What it shows is in screen.h.
-// - A table is written in whole lines: a row waits in memory until flush(), and a flush that fails is taken back.
 // - Numbers print with %.9g, which brings every FP32 value back; not-a-number is nan, without the sign it may have.
 #pragma once
 #include "run/json.h"
 #include "run/screen.h"
-#include <set>
+#include "run/table.h"
 
 // --- the run's directory -----------------------------------------------------------------------------------------
 
@@ -19,26 +18,6 @@ std::string safe_name(const std::string& arm);
 std::string checkpoint_dir(const std::string& dir, const std::string& arm, int64_t seed, int64_t step);
 
 // --- tables ------------------------------------------------------------------------------------------------------
-
-// Which rows of an interrupted run's tables stay: (recipe, seed) of the arms that have ended.
-using Ended = std::set<std::pair<std::string, int64_t>>;
-
-// A CSV file: a header line, then rows with as many cells, no quotes.
-struct Csv {
-    // An error if the file cannot be written, or exists; with `ended` it exists, and all other rows are taken out.
-    Csv(const std::string& path, const std::string& header, const Ended* ended = nullptr);
-    ~Csv();
-    Csv(const Csv&) = delete;
-    void row(const std::vector<std::string>& cells);
-    void sync();  // what has been flushed outlives the machine
-    void flush(); // the rows so far are in the file; or none of them is (disk full), and an error says so
-
-private:
-    std::string path, pending;
-    size_t columns;
-    int64_t whole = 0; // bytes of whole lines in the file
-    int fd;
-};
 
 struct ArmEnd { // a row of arms.csv
     std::string recipe;
@@ -56,7 +35,7 @@ struct Log {
     std::string dir;
     int lock; // of the directory: nobody else writes this run
     Csv steps, evals, tensors, arms;
-    explicit Log(const std::string& dir, const Ended* ended = nullptr);
+    explicit Log(const std::string& dir, const Keep& keep = nullptr);
     ~Log();
     void step(const Step& s); // a row, and show_progress(s)
     void eval(const std::string& recipe, int64_t seed, int64_t step, int64_t tokens, double loss); // nats

@@ -1,7 +1,7 @@
 // What the short versions of docs/experiments share: they train a model of a second, and look into its tables.
 #pragma once
 #include "program.h"
-#include "run/compare.h"
+#include "report/compare.h"
 #include <algorithm>
 #include <cmath>
 

@@ -6,7 +6,7 @@ set -eu
 cd "$(dirname "$0")/.."
 dir=$(mktemp -d) && trap 'rm -rf "$dir"' EXIT
 wrong() { echo "one_more_row: $*"; exit 1; }
-git ls-files -co --exclude-standard '*.cu' '*.cuh' '*.cpp' '*.h' run/report.html Makefile | grep -v '^tests/' | tar -cf - -T - | tar -xf - -C "$dir"
+git ls-files -co --exclude-standard '*.cu' '*.cuh' '*.cpp' '*.h' report/report.html Makefile | grep -v '^tests/' | tar -cf - -T - | tar -xf - -C "$dir"
 for built in build/cpu-bf16 build/plain build/last-train; do
     [ ! -e $built ] || tar -cf - --exclude=tests $built | tar -xf - -C "$dir"
 done

@@ -1,4 +1,4 @@
-#include "run/compare.h"
+#include "report/compare.h"
 #include "program.h"
 #include "errors.h"
 #include "run/error.h"

@@ -1,6 +1,6 @@
 // Comparisons as their users meet them: recipes times seeds, interrupted and resumed, scanned and disturbed.
 #include "program.h"
-#include "run/compare.h"
+#include "report/compare.h"
 #include "run/json.h"
 #include <cmath>
 #include <csignal>

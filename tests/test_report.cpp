@@ -1,4 +1,4 @@
-#include "run/report.h"
+#include "report/report.h"
 #include "program.h"
 #include "run/error.h"
 #include "run/json.h"

@@ -1,4 +1,4 @@
-#include "run/compare.h"
+#include "report/compare.h"
 #include "run/error.h"
 #include "run/files.h"
 #include "run/options.h"
@@ -6,41 +6,8 @@
 #include <filesystem>
 #include <sstream>
 
-// --- tables ------------------------------------------------------------------------------------------------------
 [[noreturn]] static void bad(const std::string& where, const std::string& what) {
     fail("%s: %s. hint: was it edited, or written by two runs or by another version?", where.c_str(), what.c_str());
-}
-static std::string line(const Table& t, size_t n) { return t.path + ": line " + std::to_string(n); }
-
-Table read_table(const std::string& path) {
-    std::istringstream lines(read_file(path, SIZE_MAX));
-    Table t{path, {}, {}};
-    std::string text;
-    for (size_t n = 1; std::getline(lines, text) && !lines.eof(); n++) { // at eof stands what no newline ends yet
-        std::vector<std::string> cells(1);
-        for (char c : text)
-            if ((c >= 0 && c < ' ') || c == '"') bad(line(t, n), quote({&c, 1}) + " has no place in a table");
-            else if (c == ',') cells.emplace_back();
-            else cells.back() += c;
-        if (n > 1 && cells.size() != t.columns.size())
-            bad(line(t, n), format("%zu cells under %zu columns", cells.size(), t.columns.size()));
-        n > 1 ? t.rows.push_back(cells) : t.columns.swap(cells);
-    }
-    return t.columns.empty() ? (bad(line(t, 1), "there is no header"), t) : t;
-}
-size_t Table::column(const std::string& name) const {
-    size_t i = std::find(columns.begin(), columns.end(), name) - columns.begin();
-    return i < columns.size() ? i : (bad(line(*this, 1), "there is no column " + name), i);
-}
-double Table::number(size_t row, const std::string& name) const {
-    const std::string& cell = text(row, name);
-    if (!is_number(cell)) bad(line(*this, row + 2), quote(cell) + " under " + name + ", where a number belongs");
-    return strtod(cell.c_str(), nullptr);
-}
-static int64_t whole(const Table& t, size_t row, const std::string& name) {
-    double v = t.number(row, name);
-    if (!(v >= 0 && v < 1e15 && v == floor(v))) bad(line(t, row + 2), t.text(row, name) + " under " + name);
-    return (int64_t)v;
 }
 
 // --- statistics --------------------------------------------------------------------------------------------------
@@ -114,7 +81,7 @@ static void must_agree(const Json& a, const Json& b, const std::string& dirs) { 
 static void keep_worst(Worst& w, const Table& t, size_t r, const char* name) {
     double v = t.text(r, name).empty() ? NAN : t.number(r, name); // empty: the layer is in BF16
     if (v > w.percent || (std::isnan(w.percent) && !std::isnan(v)))
-        w = {v, t.text(r, "layer"), t.text(r, "operand"), whole(t, r, "seed"), whole(t, r, "step")};
+        w = {v, t.text(r, "layer"), t.text(r, "operand"), t.whole(r, "seed"), t.whole(r, "step")};
 }
 struct Reader {
     Comparison& c;
@@ -177,13 +144,13 @@ struct Reader {
         const Table t = read_table(path);
         for (size_t i = 0; i < t.rows.size(); i++) {
             auto* r = find_by(c.recipes, &RecipeResult::recipe, t.text(i, "recipe"));
-            auto* s = r ? find_by(r->seeds, &SeedResult::seed, whole(t, i, "seed")) : nullptr;
+            auto* s = r ? find_by(r->seeds, &SeedResult::seed, t.whole(i, "seed")) : nullptr;
             auto arm = [&] { return "recipe " + t.text(i, "recipe") + " with seed " + t.text(i, "seed"); };
-            if (!s || s->dir != dir) bad(line(t, i + 2), arm() + " is not in run.json");
+            if (!s || s->dir != dir) t.bad(i + 2, arm() + " is not in run.json");
             bool ok = true;
-            if (name == "steps") s->step = whole(t, i, "step");
+            if (name == "steps") s->step = t.whole(i, "step");
             else if (name == "evals") {
-                int64_t step = whole(t, i, "step");
+                int64_t step = t.whole(i, "step");
                 if (step) tokens = t.number(i, "tokens") / (double)step;
                 ok = s->evals.emplace(step, t.number(i, "loss")).second;
             } else if (name == "arms") {
@@ -191,14 +158,14 @@ struct Reader {
                 ok = s->outcome == "not finished" && (outcome == "done" || outcome == "diverged");
                 bool done = outcome == "done" && std::isfinite(t.number(i, "loss"));
                 s->outcome = done ? "done" : "diverged", s->loss = done ? t.number(i, "loss") : NAN;
-                s->step = whole(t, i, "step"), s->ms = t.number(i, "ms"), s->fingerprint = t.text(i, "fingerprint");
+                s->step = t.whole(i, "step"), s->ms = t.number(i, "ms"), s->fingerprint = t.text(i, "fingerprint");
             } else if (name == "tensors") {
                 keep_worst(r->underflow, t, i, "underflow"), keep_worst(r->saturation, t, i, "saturation");
             } else {
                 std::vector<double>* v = gradients[r->recipe][t.text(i, "layer")];
                 for (const char* column : {"rel_error", "cosine", "mean_error"}) v++->push_back(t.number(i, column));
             }
-            if (!ok) bad(line(t, i + 2), arm() + " has that already, or an outcome besides done and diverged");
+            if (!ok) t.bad(i + 2, arm() + " has that already, or an outcome besides done and diverged");
         }
     }
 };

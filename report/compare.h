@@ -9,6 +9,7 @@
 // - Tables may belong to a run that is still writing, or was killed: their last line counts if a newline ends it.
 #pragma once
 #include "run/json.h"
+#include "run/table.h"
 #include <cmath>
 #include <cstdint>
 #include <map>
@@ -18,17 +19,6 @@
 // Where the horizon of a run is looked at, in percent of its steps, and the step that it is.
 constexpr int CHECKPOINTS[] = {10, 25, 50, 75, 90, 100};
 constexpr int64_t step_at(int64_t steps, int percent) { return (steps * percent + 50) / 100; }
-
-// A CSV file without quotes. Errors name the file and the line, counted from 1.
-struct Table {
-    std::string path;
-    std::vector<std::string> columns;
-    std::vector<std::vector<std::string>> rows;               // rows[r] is line r + 2, with as many cells as columns
-    size_t column(const std::string& name) const;             // an error if there is none
-    double number(size_t row, const std::string& name) const; // nan and inf are numbers; an empty cell is none
-    const std::string& text(size_t row, const std::string& name) const { return rows[row][column(name)]; }
-};
-Table read_table(const std::string& path);
 
 struct Interval {
     int n = 0;

@@ -1,4 +1,4 @@
-#include "run/report.h"
+#include "report/report.h"
 #include "run/error.h"
 #include "run/files.h"
 #include <algorithm>
@@ -7,7 +7,7 @@
 #include <map>
 
 static const std::string_view page =
-#include "build/report_page.inc" // run/report.html as a raw string
+#include "build/report_page.inc" // report/report.html as a raw string
     ;
 using Texts = std::vector<std::string>;
 

@@ -1,0 +1,57 @@
+// What a checkpoint is for: its loss under a recipe, and text.
+#pragma once
+#include "lab/arms.cuh"
+#include "lab/harness.cuh"
+
+inline void load(GPT& g, const std::string& path, int T, int B, std::vector<RecipeStage> stages = bf16_only) {
+    Config config = read_config(path);
+    if (T > config.seq_len) fail("--seq-len %d: %s has %d positions", T, path.c_str(), config.seq_len);
+    allocate(g, config, Use::inference, B, T ? T : config.seq_len, stages); // T 0: the checkpoint's
+    load_weights(g, path);
+}
+inline int eval_command(const Options& o) {
+    std::string device = set_machine(o);
+    auto tokens = open_tokens(o.data);
+    Config config = read_config(o.args[0]);
+    std::vector<RecipeStage> stages = bf16_only; // and of each arm the stage that it ends in
+    for (const Arm& arm : o.arms) {
+        stages.push_back(stages_of(arm, o, config.layers).back());
+        Recipe& r = stages.back().recipe;
+        r.amax_history_len = 8, r.amax_compute_algo = Algo::max; // calibration counts all its batches
+    }
+    tokens->vocab = config.vocab;
+    GPT g;
+    load(g, o.args[0], o.seq_len, o.batch_size, stages);
+    Batches batches(*tokens, g.B, g.T, false, 0);
+    uint64_t windows = batches.windows(), seen = std::min<uint64_t>(8 * (uint64_t)g.B, windows);
+    note("%s. %s: %llu windows of %d tokens", device.c_str(), tokens->name.c_str(), (unsigned long long)windows, g.T);
+    double outlier = 1, calibrated = 0; // in the weights; when they were calibrated
+    for (size_t i = 0; i < o.arms.size(); i++) {
+        const Recipe& r = stages[i + 1].recipe;
+        if (r.outlier != outlier) scale_outlier(g, (float)(r.outlier / outlier)), outlier = r.outlier;
+        // Weights carry no scales: for recipes with delayed ones the first batches, in BF16, set them.
+        if (any_delayed(r) && calibrated != outlier)
+            set_stage(g, 0), forget_scales(g), mean_loss(g, batches, seen, true), calibrated = outlier;
+        set_stage(g, (int)i + 1);
+        double loss = mean_loss(g, batches, windows);
+        int64_t count = (int64_t)windows * g.T;
+        Json json = Json(Json::Object).set("recipe", o.arms[i].text).set("loss", loss).set("tokens", count);
+        std::string line = eval_line(o.arms[i].text, loss, count);
+        if (any_delayed(r)) {
+            int calibrated = (int)((seen + g.B - 1) / g.B);
+            json.set("calibrated", calibrated), line += format(" calibrated=%d", calibrated);
+        }
+        result(o.json ? json.dump() : line);
+    }
+    release(g);
+    return 0;
+}
+inline int sample_command(const Options& o) {
+    set_machine(o);
+    GPT g;
+    load(g, o.args[0], 0, 1);
+    std::vector<int> text = prompt_tokens(o.prompt, g.config.vocab);
+    result(show_tokens(sample_tokens(g, text, o.tokens, o.temperature, o.top_k, o.seed), g.config.vocab));
+    release(g);
+    return 0;
+}
