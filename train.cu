@@ -9,8 +9,9 @@
 #include "lab/sensitivity.cuh"
 #include "lab/cast.h"
 #include "report/compare.h"
-#include "run/files.h"
 #include "report/report.h"
+#include "run/files.h"
+#include "run/resume.h"
 #include "run/version.h"
 #include <fcntl.h>
 #include <filesystem>
@@ -42,6 +43,7 @@ static double learning_rate(const Options& o, const Recipe& r, int64_t step) { /
 static const char noise_arm[] = "bf16:nudge=1";
 
 static bool evaluates_at(const Options& o, int64_t step) {
+    if (step == 0) return true;
     for (int percent : CHECKPOINTS)
         if (step == step_at(o.steps, percent)) return true;
     return o.eval_every && step % o.eval_every == 0;
@@ -87,28 +89,89 @@ static void tell_done(const Trainer& run, const ArmEnd& e) {
     else result(format("diverged recipe=%s seed=%lld step=%lld", e.recipe.c_str(), (long long)e.seed, (long long)e.step));
 }
 
+// --- what a step changes besides the weights -----------------------------------------------------------------------
+static std::vector<NamedTensor> moments_of(GPT& g) {
+    std::vector<NamedTensor> all;
+    for (auto [name, moment] : {std::pair("m.", &Param::m), {"v.", &Param::v}})
+        for (NamedTensor& t : named_tensors(g, moment)) all.push_back({name + t.name, t.shape, t.data, false});
+    return all;
+}
+// Every operand's delayed scale and amax history, oldest first, in `values`: copied there, or from there.
+static std::vector<NamedTensor> scales_of(GPT& g, std::vector<float>& values, bool restore) {
+    std::vector<NamedTensor> all;
+    size_t n = g.history_len;
+    values.resize(g.all_delayed * (n + 1));
+    synchronize("scales");
+    for_each_operand(g, [&](const std::string& layer, const char* operand, Quantizer& q) {
+        if (!q.delayed) return;
+        size_t i = q.delayed - g.delayed;
+        float *ring = g.history + i * n, *value = &values[i * (n + 1)];
+        if (restore) q.delayed->scale = *value, q.delayed->position = 0, std::copy_n(value + 1, n, ring);
+        else *value = q.delayed->scale, std::rotate_copy(ring, ring + q.delayed->position, ring + n, value + 1);
+        all.push_back({"scale." + layer + "." + operand, {}, value, false});
+        all.push_back({"amax_history." + layer + "." + operand, {(int64_t)n}, value + 1, false});
+    });
+    return all;
+}
+static void save(Trainer& run, GPT& g, const std::string& arm, int64_t seed, int64_t step) {
+    const Options& o = run.o;
+    std::vector<float> values;
+    TrainingState state = {moments_of(g), Json(Json::Object)};
+    for (NamedTensor& t : scales_of(g, values, false)) state.tensors.push_back(t);
+    state.about.set("recipe", arm).set("seed", seed).set("step", step).set("microbatches", step * o.grad_accum)
+        .set("stages", stages_json(g.stages, linear_names(g.config.layers))).set("stage", g.stage)
+        .set("fingerprint", format("%016llx", (unsigned long long)fingerprint_of(g))).set("version", version())
+        .set("options", settings(o));
+    run.log->sync(); // the tables are never behind a checkpoint
+    std::string dir = checkpoint_dir(run.dir, arm, seed, step);
+    save_checkpoint(dir, g.config, named_tensors(g), &state);
+    bool last = step == o.steps && !o.given.count("keep");
+    prune_checkpoints(std::filesystem::path(dir).parent_path(), last ? 1 : o.keep);
+}
+static void restore(GPT& g, const Options& o, const std::string& arm, int64_t seed, const NewestCheckpoint& from) {
+    Json about = state_of(from.dir);
+    for (auto& [key, value] : {std::pair("recipe", Json(arm)), {"seed", Json(seed)}, {"step", Json(from.step)}})
+        if (const Json* v = about.find(key); !v || v->dump() != value.dump())
+            fail("%s: of another run: %s is not %s", from.dir.c_str(), key, value.dump().c_str());
+    load_weights(g, from.dir);
+    load_state(from.dir, moments_of(g));
+    for (int k = 0; k < (int)g.stages.size(); k++)
+        if (g.stages[k].from <= from.step) set_stage(g, k);
+    std::vector<float> values;
+    std::vector<NamedTensor> scales = scales_of(g, values, false);
+    if (!o.drop_scales) try {
+            load_state(from.dir, scales);
+        } catch (const Error& e) {
+            fail("%s, and recipe %s cannot go on without its scales. hint: --drop-scales does, to see what happens",
+                 e.what(), arm.c_str());
+        }
+    scales_of(g, values, true);
+}
+
 // --- one arm -----------------------------------------------------------------------------------------------------
-// Trains arm i with a seed; outcome "stopped" if a signal came.
-static ArmEnd train_arm(Trainer& run, size_t i, int64_t seed) {
+// Trains arm i with a seed, from the beginning or from a checkpoint; outcome "stopped" if a signal came.
+static ArmEnd train_arm(Trainer& run, size_t i, int64_t seed, const NewestCheckpoint& from) {
     const Options& o = run.o;
     const std::string& arm = run.arms[i].text;
     const std::vector<RecipeStage>& stages = run.stages[i];
     int B = o.batch_size, T = run.T(), N = B * T;
     GPT g;
     allocate(g, run.config, Use::training, B, T, stages);
-    start_weights(g, o, stages[0].recipe, seed);
+    from.step ? restore(g, o, arm, seed, from) : start_weights(g, o, stages[0].recipe, seed);
     Batches batches(*run.data.train, B, T, o.order == "shuffled", seed), val(*run.data.val, B, T, false, seed);
     int64_t tokens_per_step = (int64_t)N * o.grad_accum;
-    ArmEnd end = {arm, seed, "done", 0, NAN, 0, NAN};
+    ArmEnd end = {arm, seed, "done", from.step, NAN, 0, NAN};
     std::vector<double> times;
+    for (Table t = from.step ? read_table(run.dir + "/steps.csv") : Table(); times.size() < (size_t)from.step;) // its last
+        times.push_back(t.number(t.rows.size() - from.step + times.size(), "ms"));
     auto evaluate = [&](int64_t step) {
         set_jump(g, {}, 0);
         end.loss = mean_loss(g, val, run.eval_windows());
         run.log->eval(arm, seed, step, step * tokens_per_step, end.loss);
         if (!run.compares()) note("step %lld: validation loss %.4f", (long long)step, end.loss);
     };
-    evaluate(0);
-    for (int64_t step = 1; step <= o.steps && end.outcome == "done"; step++) {
+    if (evaluates_at(o, from.step)) evaluate(from.step);
+    for (int64_t step = from.step + 1; step <= o.steps && end.outcome == "done"; step++) {
         Stopwatch watch;
         if (g.stage + 1 < (int)stages.size() && stages[g.stage + 1].from == step) set_stage(g, g.stage + 1);
         const Recipe& recipe = stages[g.stage].recipe;
@@ -141,14 +204,16 @@ static ArmEnd train_arm(Trainer& run, size_t i, int64_t seed) {
             note("recipe %s, seed %lld, step %lld: loss %g, gradient norm %g. First bad tensor: %s. hint: lower --lr",
                  arm.c_str(), (long long)seed, (long long)step, loss, norm, first_bad(g, N).c_str());
             end.outcome = "diverged", end.loss = NAN;
-        } else if (stop_signal()) end.outcome = "stopped";
-        else if (evaluates_at(o, step)) evaluate(step);
+            break;
+        }
+        if (stop_signal()) end.outcome = "stopped";
+        if (stop_signal() || step == o.steps || (o.checkpoint_every && step % o.checkpoint_every == 0))
+            save(run, g, arm, seed, step);
+        if (end.outcome == "done" && evaluates_at(o, step)) evaluate(step);
         if (end.outcome == "done" && o.sample_every && step % o.sample_every == 0 && step < o.steps)
             tell_sample(g, o, seed);
     }
     end.ms = median(times), end.fingerprint = fingerprint_of(g);
-    if (end.outcome != "diverged")
-        save_checkpoint(checkpoint_dir(run.dir, arm, seed, end.step), g.config, named_tensors(g));
     if (end.outcome == "done" && !run.compares()) tell_progress(o, end.loss), tell_sample(g, o, seed);
     release(g);
     return end;
@@ -165,30 +230,6 @@ static Config config_of(const Options& o, int data_vocab) {
     return c;
 }
 
-// The command line of the run in --resume, with that of now behind it.
-static Options resumed(const Options& now) {
-    std::string path = now.resume + "/run.json";
-    if (!std::ifstream(path)) fail("--resume %s: no run is there (it has no run.json)", now.resume.c_str());
-    Json run = parse_json(read_file(path, 1 << 26), path);
-    const Json* command = run.find("command");
-    if (!command || command->kind != Json::Array) fail("%s: it does not say with which command it was started", path.c_str());
-    std::vector<std::string> words = {"train"};
-    for (auto& word : command->items) words.push_back(word.text);
-    for (auto& name : now.given)
-        if (!word_in(name, "resume threads price quiet profile"))
-            fail_usage("--%s with --resume: a resumed run keeps its options. hint: start another one", name.c_str());
-    std::vector<const char*> argv = {"train"};
-    for (auto& word : words) argv.push_back(word.c_str());
-    Options o = parse_options((int)argv.size(), argv.data());
-    o.out = o.resume = now.resume, o.quiet |= now.quiet, o.profile |= now.profile;
-    if (now.given.count("threads")) o.threads = now.threads;
-    if (now.given.count("price")) o.price = now.price;
-    const Json* before = run.find("version");
-    if (!before || before->text != version())
-        note("%s was started by version %s, this is %s: the curves may not be those of one program",
-             now.resume.c_str(), before ? before->text.c_str() : "?", version());
-    return o;
-}
 // The arm that the others are compared with: bf16 as it is, else the first that starts in a recipe without casts.
 static size_t baseline_of(const Trainer& run) {
     for (size_t i = 0; i < run.arms.size(); i++)
@@ -197,7 +238,30 @@ static size_t baseline_of(const Trainer& run) {
         if (!is_emulated(run.stages[i])) return i;
     return 0;
 }
-static void describe(Trainer& run, const std::string& device) { // run.json, and a note
+// What a curve depends on besides the options: data, program, machine. json: this run.json.
+static void same_conditions(const Resumed& before, const Json& json, const Options& o) {
+    auto text = [](const Json& run, const char* key) { return run.find(key) ? run.find(key)->text : "?"; };
+    auto without_threads = [](std::string device) { // CPU, 2 threads, AMX matmul
+        size_t a = device.find(", "), b = device.find(", ", a + 2);
+        return b < device.size() ? device.substr(0, a) + device.substr(b) : device;
+    };
+    for (const char* part : {"train", "val"})
+        for (const char* key : {"tokens", "fingerprint"}) {
+            const Json *a = before.run.find("data"), *b = json.find("data");
+            if (!a || !a->find(part) || o.override) continue;
+            if (text(*a->find(part), key) != text(*b->find(part), key))
+                fail("%s is not what it was when the run was begun: its %s is %s, was %s. hint: --override goes on all the "
+                     "same", text(*b->find(part), "name").c_str(), key, text(*b->find(part), key).c_str(),
+                     text(*a->find(part), key).c_str());
+        }
+    if (std::string was = text(before.run, "version"); was != version())
+        note("%s was begun by version %s, this is %s: the curves may not be those of one program", o.resume.c_str(),
+             was.c_str(), version());
+    if (std::string was = text(before.run, "device"), is = text(json, "device"); without_threads(was) != without_threads(is))
+        note("%s was begun on %s, this is %s: losses may differ in their last digits from those of an undisturbed run",
+             o.resume.c_str(), was.c_str(), is.c_str());
+}
+static void describe(Trainer& run, const std::string& device, const Resumed* before) { // run.json, and a note
     const Options& o = run.o;
     const Config& c = run.config;
     Json arms(Json::Array), words(Json::Array);
@@ -225,8 +289,12 @@ static void describe(Trainer& run, const std::string& device) { // run.json, and
     json.set("options", settings(o)).set("arms", arms)
         .set("config", Json(Json::Object).set("layers", c.layers).set("heads", c.heads).set("channels", c.channels)
             .set("seq_len", c.seq_len).set("vocab", c.vocab)).set("parameters", params);
+    Json data = Json(Json::Object).set("train", identity_of(*run.data.train)).set("val", identity_of(*run.data.val));
+    json.set("data", data).set("directory", before ? before->directory : std::filesystem::current_path().string());
+    if (before && !before->changes.items.empty()) json.set("changes", before->changes);
+    if (before) same_conditions(*before, json, o);
     parse_json(json.dump(), "run.json"); // texts that nobody could read back fail here
-    if (o.resume.empty()) write_file(run.dir + "/run.json", json.dump(2) + "\n");
+    if (!before || before->changed) write_file(run.dir + "/run.json", json.dump(2) + "\n");
     note("%s. %d layers, %d heads, %d channels, %d positions, vocabulary %d: %.3f M parameters, %.2f GB. Writing to %s",
          device.c_str(), c.layers, c.heads, c.channels, c.seq_len, c.vocab, params / 1e6, largest / 1e9,
          run.dir.c_str());
@@ -265,7 +333,34 @@ static void report_on(const std::vector<std::string>& dirs, const std::string& p
     note("report: %s", path.c_str());
 }
 
-static int train(const Options& o) {
+// Of every arm that has not ended: its newest checkpoint, or step 0. Arms that have ended stay as they are, unless the
+// run is to be longer now.
+static std::map<std::pair<std::string, int64_t>, NewestCheckpoint> where_to_go_on(const Trainer& run,
+                                                                                  std::vector<ArmEnd>& ends, bool changed) {
+    std::map<std::pair<std::string, int64_t>, NewestCheckpoint> reached;
+    if (changed) std::erase_if(ends, [&](auto& e) { return e.outcome == "done" && e.step < run.o.steps; });
+    if (changed && !ends.empty())
+        fail("--override: recipe %s, seed %lld has ended, under the options of before; its curve and the others' would be "
+             "of different experiments", ends[0].recipe.c_str(), (long long)ends[0].seed);
+    for (int64_t seed = run.o.seed; seed < run.o.seed + run.o.seeds; seed++)
+        for (const Arm& arm : run.arms) {
+            if (std::any_of(ends.begin(), ends.end(), [&](auto& e) { return e.recipe == arm.text && e.seed == seed; })) continue;
+            std::string dir = std::filesystem::path(checkpoint_dir(run.dir, arm.text, seed, 0)).parent_path();
+            NewestCheckpoint found = newest_checkpoint(dir);
+            if (!found.passed_over.empty()) note("passed over: %s", found.passed_over.c_str());
+            if (found.step)
+                note("recipe %s, seed %lld goes on from %s", arm.text.c_str(), (long long)seed, found.dir.c_str());
+            else if (std::filesystem::exists(dir))
+                note("recipe %s, seed %lld: no checkpoint is complete, so it starts over", arm.text.c_str(), (long long)seed);
+            reached[{arm.text, seed}] = found;
+        }
+    if (ends.empty() && std::all_of(reached.begin(), reached.end(), [](auto& r) { return r.second.step == 0; }))
+        note("%s: there is no complete checkpoint yet, so it starts over", run.dir.c_str());
+    return reached;
+}
+// before: of the run that is to go on; nullptr for a new one.
+static int train(const Options& o, const Resumed* before = nullptr) {
+    catch_signals();
     std::string device = set_machine(o);
     std::vector<Arm> arms = o.arms;
     auto is = [](const std::string& text) { return [text](const Arm& a) { return a.text == text; }; };
@@ -284,17 +379,17 @@ static int train(const Options& o) {
     data.train->vocab = data.val->vocab = config.vocab; // a token at or above is an error where it is read
     if (!o.init.empty() && o.given.count("seq-len") && o.seq_len > config.seq_len)
         fail("--seq-len %d: the checkpoint has %d positions", o.seq_len, config.seq_len);
-    std::vector<ArmEnd> ends;
-    if (!o.resume.empty()) ends = read_ends(o.resume + "/arms.csv");
-    Keep ended = [&](const std::string& recipe, int64_t seed, int64_t) {
-        return std::any_of(ends.begin(), ends.end(), [&](auto& e) { return e.recipe == recipe && e.seed == seed; });
+    Trainer run = {o, config, std::move(data), before ? o.resume : make_run_dir(o.out), arms, stages, dump};
+    std::vector<ArmEnd> ends; // of arms that have ended before
+    std::map<std::pair<std::string, int64_t>, NewestCheckpoint> reached; // by the others
+    if (before) ends = read_ends(run.dir + "/arms.csv"), reached = where_to_go_on(run, ends, before->changed);
+    describe(run, device, before);
+    auto keep = [&](const std::string& recipe, int64_t seed, int64_t step) {
+        auto at = reached.find({recipe, seed});
+        return at == reached.end() || step <= at->second.step;
     };
-    Trainer run = {o, config, std::move(data), o.resume.empty() ? make_run_dir(o.out) : o.resume, arms, stages, dump};
-    describe(run, device);
-    run.log = std::make_unique<Log>(run.dir, o.resume.empty() ? nullptr : ended);
-    if (!o.resume.empty() && ends.empty()) note("%s: no arm has ended yet, so it starts over", o.resume.c_str());
+    run.log = std::make_unique<Log>(run.dir, before ? Keep(keep) : nullptr);
 
-    catch_signals();
     std::vector<std::string> names;
     for (auto& arm : arms) names.push_back(arm.text);
     show_rows(names, o.seeds, o.steps);
@@ -304,12 +399,11 @@ static int train(const Options& o) {
     for (int64_t seed = o.seed; seed < o.seed + o.seeds; seed++)
         for (size_t i = 0; i < arms.size(); i++) {
             auto before = std::find_if(ends.begin(), ends.end(), [&](auto& e) { return e.recipe == names[i] && e.seed == seed; });
-            ArmEnd end = before < ends.end() ? *before : train_arm(run, i, seed);
+            ArmEnd end = before < ends.end() ? *before : train_arm(run, i, seed, reached[{names[i], seed}]);
             if (end.outcome == "stopped") {
                 clear_live();
-                note("stopped in step %lld of recipe %s, seed %lld; the weights are in %s. Arms that have ended are kept, this "
-                     "one starts over: ./train --resume %s", (long long)end.step, end.recipe.c_str(), (long long)seed,
-                     checkpoint_dir(run.dir, end.recipe, seed, end.step).c_str(), run.dir.c_str());
+                note("stopped after step %lld of recipe %s, seed %lld. To go on from there: ./train --resume %s",
+                     (long long)end.step, end.recipe.c_str(), (long long)seed, run.dir.c_str());
                 return 128 + stop_signal();
             }
             if (before < ends.end()) row_ended(end.recipe, seed, end.outcome, end.loss, end.ms);
@@ -329,7 +423,11 @@ static int train(const Options& o) {
     if (machine.profile) clear_live(), print_profile();
     return diverged && !run.compares() ? 1 : 0;
 }
-static int train_command(const Options& o) { return train(o.resume.empty() ? o : resumed(o)); }
+static int train_command(const Options& o) {
+    if (o.resume.empty()) return train(o);
+    Resumed run = resume_options(o);
+    return train(run.options, &run);
+}
 
 // --- the other commands ------------------------------------------------------------------------------------------
 // On CKPT, or on what a training run in bf16 arrives at; then recipe by recipe.

@@ -46,11 +46,11 @@ inline std::string set_machine(const Options& o) { // returns its description
 }
 
 // --- weights -----------------------------------------------------------------------------------------------------
-inline std::vector<NamedTensor> named_tensors(GPT& g) {
+inline std::vector<NamedTensor> named_tensors(GPT& g, real* Param::*of = &Param::w) { // masters, or moments
     std::vector<NamedTensor> all;
     for_each_param(g, [&](const std::string& name, Param& p) {
         std::vector<int64_t> shape = p.rows ? std::vector<int64_t>{p.rows, p.cols} : std::vector<int64_t>{p.cols};
-        all.push_back({name, shape, p.w, p.conv1d});
+        all.push_back({name, shape, p.*of, p.conv1d});
     });
     return all;
 }

@@ -6,10 +6,15 @@
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <numeric>
 #include <optional>
+#include <sstream>
 
 namespace fs = std::filesystem;
-static const char *MODEL = "model.safetensors", *CONFIG = "config.json";
+static const char *MODEL = "model.safetensors", *CONFIG = "config.json", *STATE = "state.safetensors",
+                  *ABOUT = "state.json", *SUMS = "checksums";
+
+// --- reading a model ---------------------------------------------------------------------------------------------
 
 // The tensors of a file by their published names, masks left out.
 struct OpenCheckpoint {
@@ -99,12 +104,17 @@ static Config config_of(const OpenCheckpoint& ckpt, int heads) {
 }
 Config read_config(const std::string& path, int heads) { return config_of(OpenCheckpoint(path), heads); }
 
+static size_t elements(const NamedTensor& p) {
+    return std::accumulate(p.shape.begin(), p.shape.end(), (size_t)1, std::multiplies<>());
+}
 static std::vector<int64_t> file_shape(const NamedTensor& p) {
     return p.conv1d ? std::vector<int64_t>(p.shape.rbegin(), p.shape.rend()) : p.shape;
 }
 
 void load_checkpoint(const std::string& path, const std::vector<NamedTensor>& params) {
     OpenCheckpoint ckpt(path);
+    std::string dir = fs::path(ckpt.path()).parent_path();
+    if (fs::exists(fs::path(dir) / SUMS)) verify_checkpoint(dir.empty() ? "." : dir);
     std::map<std::string, const TensorInfo*> unknown = ckpt.tensors;
     const TensorInfo* head = unknown.contains("lm_head.weight") ? unknown["lm_head.weight"] : nullptr;
     unknown.erase("lm_head.weight");
@@ -133,6 +143,7 @@ void load_checkpoint(const std::string& path, const std::vector<NamedTensor>& pa
     }
 }
 
+// --- writing -----------------------------------------------------------------------------------------------------
 // Before anything is deleted or replaced: it must be a directory with nothing in it that is someone else's.
 static void refuse_foreign_files(const std::string& dir) {
     std::error_code ec;
@@ -140,15 +151,32 @@ static void refuse_foreign_files(const std::string& dir) {
     for (auto& entry : fs::directory_iterator(dir, ec)) {
         std::string name = entry.path().filename(),
                     base = name.ends_with(".tmp") ? name.substr(0, name.size() - 4) : name;
-        if (base != MODEL && base != CONFIG)
+        if (base != MODEL && base != CONFIG && base != STATE && base != ABOUT && base != SUMS)
             fail("%s: holds %s, no part of a checkpoint. hint: name a new directory", dir.c_str(), quote(name).c_str());
     }
 }
 
-void save_checkpoint(const std::string& path, const Config& c, const std::vector<NamedTensor>& params) {
+// The lines of `checksums`, one per file: hash, bytes, name.
+struct Checksums {
+    std::string text = "ulp checkpoint 1\n";
+    void add(uint64_t hash, const std::string& dir, const char* name) {
+        text += format("%016llx %zu %s\n", (unsigned long long)hash, (size_t)fs::file_size(dir + "/" + name), name);
+    }
+    static std::string last_line(const std::string& lines) {
+        Fingerprint f;
+        f.add(lines.data(), lines.size());
+        return format("%016llx of the lines above\n", (unsigned long long)f.value());
+    }
+};
+static std::vector<TensorOut> as_f32(const std::vector<NamedTensor>& tensors) {
+    std::vector<TensorOut> out;
+    for (const NamedTensor& p : tensors) out.push_back({p.name, "F32", file_shape(p), p.data, p.conv1d});
+    return out;
+}
+
+void save_checkpoint(const std::string& path, const Config& c, const std::vector<NamedTensor>& params,
+                     const TrainingState* state) {
     std::string dir = path.substr(0, path.find_last_not_of('/') + 1), tmp = dir + ".tmp", old = dir + ".old";
-    std::vector<TensorOut> tensors;
-    for (const NamedTensor& p : params) tensors.push_back({p.name, "F32", file_shape(p), p.data, p.conv1d});
     Json end_of_text = c.vocab > 50256 ? Json(50256) : Json(); // only GPT-2's own vocabulary has one
     Json json(Json::Object);
     json.set("architectures", Json(Json::Array).add("GPT2LMHeadModel")).set("model_type", "gpt2");
@@ -161,8 +189,14 @@ void save_checkpoint(const std::string& path, const Config& c, const std::vector
     for (auto& d : {dir, tmp, old}) refuse_foreign_files(d);
     try {
         fs::create_directories(tmp);
-        write_safetensors(tmp + "/" + MODEL, tensors, {{"format", "pt"}});
-        write_file(tmp + "/" + CONFIG, json.dump(2) + "\n");
+        Checksums sums;
+        sums.add(write_safetensors(tmp + "/" + MODEL, as_f32(params), {{"format", "pt"}}), tmp, MODEL);
+        sums.add(write_file(tmp + "/" + CONFIG, json.dump(2) + "\n"), tmp, CONFIG);
+        if (state) {
+            sums.add(write_safetensors(tmp + "/" + STATE, as_f32(state->tensors), {}), tmp, STATE);
+            sums.add(write_file(tmp + "/" + ABOUT, state->about.dump(2) + "\n"), tmp, ABOUT);
+        }
+        write_file(tmp + "/" + SUMS, sums.text + Checksums::last_line(sums.text));
         if (fs::exists(dir)) fs::remove_all(old), fs::rename(dir, old);
         fs::rename(tmp, dir);
         sync_directory_of(dir);
@@ -171,9 +205,77 @@ void save_checkpoint(const std::string& path, const Config& c, const std::vector
         std::error_code ec;
         if (!fs::exists(dir, ec)) fs::rename(old, dir, ec);
         fs::remove_all(tmp, ec);
-        fail("%s: no checkpoint written: %s", dir.c_str(), e.what());
+        double bytes = 1 << 14, room = (double)fs::space(fs::path(dir).parent_path(), ec).available;
+        for (const NamedTensor& p : params) bytes += 4.0 * elements(p);
+        for (const NamedTensor& p : state ? state->tensors : std::vector<NamedTensor>()) bytes += 4.0 * elements(p);
+        std::string need = !ec && room < bytes ? format(". It takes %.1f MB, and %.1f MB are free", bytes / 1e6, room / 1e6) : "";
+        fail("%s: no checkpoint written: %s%s", dir.c_str(), e.what(), need.c_str());
     }
 }
+
+// --- going on ----------------------------------------------------------------------------------------------------
+void verify_checkpoint(const std::string& dir) {
+    std::string path = dir + "/" + SUMS, text = read_file(path, 1 << 16);
+    size_t first = Checksums().text.size(), last = text.rfind('\n', text.size() - 2) + 1; // lines that name no file
+    if (!text.starts_with(Checksums().text) || text.substr(last) != Checksums::last_line(text.substr(0, last)))
+        fail("%s: damaged, or of another version", path.c_str());
+    std::istringstream lines(text.substr(first, last - first));
+    for (std::string hash, name, bytes; lines >> hash >> bytes >> name;) {
+        std::string file = dir + "/" + name;
+        std::error_code ec;
+        size_t has = fs::file_size(file, ec);
+        if (ec) fail("%s: cannot read: %s", file.c_str(), ec.message().c_str());
+        if (std::to_string(has) != bytes)
+            fail("%s: damaged: it has %zu bytes, and was written with %s", file.c_str(), has, bytes.c_str());
+        if (format("%016llx", (unsigned long long)fingerprint_of_file(file)) != hash)
+            fail("%s: damaged: its checksum is not the one in %s. hint: if it was changed on purpose, delete that file",
+                 file.c_str(), SUMS);
+    }
+}
+void load_state(const std::string& dir, const std::vector<NamedTensor>& tensors) {
+    Safetensors file(dir + "/" + STATE);
+    for (const NamedTensor& p : tensors) {
+        const TensorInfo* t = file.find(p.name);
+        if (!t || t->shape != p.shape || t->dtype != "F32")
+            fail("%s: %s is missing", file.file.path.c_str(), tensor_text(p.name, "F32", p.shape).c_str());
+        file.read(p.data, *t, 0, t->count());
+    }
+}
+Json state_of(const std::string& dir) { return parse_json(read_file(dir + "/" + ABOUT, 1 << 20), dir + "/" + ABOUT); }
+
+static std::vector<std::pair<int64_t, std::string>> steps_in(const std::string& dir) { // newest first
+    std::vector<std::pair<int64_t, std::string>> steps;
+    std::error_code ec;
+    for (auto& entry : fs::directory_iterator(dir, ec)) {
+        std::string name = entry.path().filename(), digits = name.substr(std::min<size_t>(5, name.size()));
+        if (name.starts_with("step-") && !digits.empty() && digits.size() < 19 &&
+            digits.find_first_not_of("0123456789") == digits.npos)
+            steps.push_back({std::stoll(digits), entry.path()});
+    }
+    std::sort(steps.rbegin(), steps.rend());
+    return steps;
+}
+NewestCheckpoint newest_checkpoint(const std::string& dir) {
+    NewestCheckpoint found;
+    for (auto& [step, path] : steps_in(dir)) try {
+            verify_checkpoint(path);
+            return found.dir = path, found.step = step, found;
+        } catch (const Error& e) {
+            found.passed_over += (found.passed_over.empty() ? "" : "; ") + std::string(e.what());
+        }
+    return found;
+}
+void prune_checkpoints(const std::string& dir, int keep) {
+    std::error_code ec;
+    for (auto& [step, path] : steps_in(dir))
+        if (keep-- <= 0) fs::remove_all(path, ec);
+    for (auto& entry : fs::directory_iterator(dir, ec)) {
+        std::string name = entry.path().filename();
+        if (name.starts_with("step-") && (name.ends_with(".tmp") || name.ends_with(".old"))) fs::remove_all(entry.path(), ec);
+    }
+}
+
+// --- looking at it -----------------------------------------------------------------------------------------------
 
 std::string inspect_checkpoint(const std::string& path, bool json) {
     OpenCheckpoint ckpt(path);

@@ -5,8 +5,12 @@
 // - The head is tied to wte: the file has no lm_head.weight, or one that is equal to the last bit.
 // - Files may say "transformer.h.0.." or "h.0.."; old ones carry the causal masks (h.N.attn.bias) as tensors.
 // - What config.json says and this program does not compute (another activation, say) is refused, not ignored.
+// Beside these two files a run leaves what it needs to go on, to the bit: state.safetensors (moments, scales, amax
+// histories) and state.json (step, seed, arm, options); and `checksums`, in which every file's size and hash stand, and
+// last the hash of the lines before, so that no bit of a checkpoint can change unnoticed.
 #pragma once
 #include "run/config.h"
+#include "run/json.h"
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -22,10 +26,32 @@ struct NamedTensor {
 // those of the tensors, and heads, which no shape tells, is asked for (0: not given). Reads no tensor data.
 Config read_config(const std::string& path, int heads = 0);
 // Fills every parameter from the file: F32, BF16 or F16, converted exactly. A missing, unknown or misshapen tensor is
-// an error that names it; names and shapes are checked before anything is read.
+// an error that names it; names and shapes are checked before anything is read, and checksums if there are any.
 void load_checkpoint(const std::string& path, const std::vector<NamedTensor>& params);
+
+struct TrainingState {
+    std::vector<NamedTensor> tensors; // state.safetensors, FP32
+    Json about;                       // state.json
+};
 // Writes FP32 into DIR.tmp and renames it to DIR when it is complete and on the disk. An older checkpoint in DIR is
-// kept until then; a DIR that holds anything else is an error. Parent directories are created.
-void save_checkpoint(const std::string& dir, const Config& c, const std::vector<NamedTensor>& params);
+// kept until then; a DIR that holds anything else is an error. Parent directories are created. An error says how much
+// room is needed if that was missing, and leaves nothing behind.
+void save_checkpoint(const std::string& dir, const Config& c, const std::vector<NamedTensor>& params,
+                     const TrainingState* state = nullptr);
+// An error that names the file, if one is not what `checksums` says, or if there are no checksums.
+void verify_checkpoint(const std::string& dir);
+// Fills tensors by name; one that the file lacks, or has in another shape, is an error. Others are not read.
+void load_state(const std::string& dir, const std::vector<NamedTensor>& tensors);
+Json state_of(const std::string& dir); // state.json
+
+// The newest checkpoint DIR/step-NNNNNN that is complete and undamaged; "" if there is none.
+struct NewestCheckpoint {
+    std::string dir;
+    int64_t step = 0;
+    std::string passed_over; // "step-000050: why", newer ones, joined by "; "
+};
+NewestCheckpoint newest_checkpoint(const std::string& dir);
+// Removes all of DIR's step-NNNNNN but the newest `keep`, and what an interrupted save or removal has left.
+void prune_checkpoints(const std::string& dir, int keep);
 // One line per tensor, then sizes and total; as JSON one object per line. Reads any safetensors file.
 std::string inspect_checkpoint(const std::string& path, bool json);

@@ -156,6 +156,18 @@ Data open_data(const std::string& path, const std::string& val_path) {
     return d;
 }
 
+Json identity_of(const Tokens& t) {
+    Fingerprint f;
+    int text[256];
+    uint64_t pieces = t.count < 1ull << 50 ? 64 : 1, length = std::min<uint64_t>(t.count, std::size(text));
+    for (uint64_t k = 0; k < pieces; k++) {
+        t.read(text, pieces > 1 ? (t.count - length) / (pieces - 1) * k : 0, (int)length);
+        f.add(text, length * sizeof(int));
+    }
+    return Json(Json::Object).set("name", t.name).set("tokens", t.count)
+        .set("fingerprint", format("%016llx", (ull)f.value()));
+}
+
 // --- batches -----------------------------------------------------------------------------------------------------
 uint64_t permute(uint64_t i, uint64_t n, uint64_t key) {
     int half = 1; // bits

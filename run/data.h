@@ -7,6 +7,7 @@
 // - Several shards are one stream in the order of their names; a window may begin in one and end in the next.
 // - The built-in corpus is endless. Shuffled, every window is a fresh excerpt (data/corpus.h) and there are no epochs.
 #pragma once
+#include "run/json.h"
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -33,6 +34,9 @@ struct Data {
 // or contradicts the file's size, kinds mixed. Without val_path the last tenth, n/10 tokens, is held out.
 Data open_data(const std::string& path, const std::string& val_path = "");
 std::unique_ptr<Tokens> open_tokens(const std::string& path); // the whole of it; of builtin, the validation text
+
+// What tells two texts apart: {"name", "tokens", "fingerprint"}, the last of up to 64 excerpts spread over the text.
+Json identity_of(const Tokens& tokens);
 
 struct Batches {
     const Tokens& tokens;

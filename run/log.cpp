@@ -55,10 +55,14 @@ static int locked(const std::string& dir) {
         fail("%s: another process is writing this run", dir.c_str());
     return fd;
 }
+static Keep before(const Keep& keep) {
+    if (!keep) return nullptr;
+    return [keep](const std::string& recipe, int64_t seed, int64_t step) { return keep(recipe, seed, step + 1); };
+}
 Log::~Log() { close(lock); }
 Log::Log(const std::string& dir, const Keep& keep)
     : dir(dir), lock(locked(dir)), steps(dir + "/steps.csv", "recipe,seed,step,tokens,loss,grad_norm,lr,ms", keep),
-      evals(dir + "/evals.csv", "recipe,seed,step,tokens,loss", keep),
+      evals(dir + "/evals.csv", "recipe,seed,step,tokens,loss", before(keep)),
       tensors(dir + "/tensors.csv",
               "recipe,seed,step,layer,operand,format,amax,scale,underflow,saturation,sqnr_db,bias", keep),
       arms(dir + "/arms.csv", "recipe,seed,outcome,step,loss,fingerprint,ms", keep) {}
@@ -74,8 +78,9 @@ void Log::eval(const std::string& recipe, int64_t seed, int64_t step, int64_t to
     evals.flush();
 }
 
+void Log::sync() { steps.sync(), evals.sync(), tensors.sync(); }
 void Log::end(const ArmEnd& e) {
-    steps.sync(), evals.sync(), tensors.sync();
+    sync();
     arms.row({e.recipe, std::to_string(e.seed), e.outcome, std::to_string(e.step), number(e.loss),
               format("%016llx", (unsigned long long)e.fingerprint), number(e.ms)});
     arms.flush(), arms.sync();
@@ -90,37 +95,4 @@ std::vector<ArmEnd> read_ends(const std::string& path) {
                         t.whole(r, "step"), t.number(r, "loss"),
                         strtoull(t.text(r, "fingerprint").c_str(), nullptr, 16), t.number(r, "ms")});
     return ends;
-}
-
-// --- fingerprint -------------------------------------------------------------------------------------------------
-
-// Odd, so that multiplying by them is a bijection: the fractions of the golden ratio and of the square root of 2.
-static constexpr uint64_t K1 = 0x9E3779B97F4A7C15, K2 = 0x6A09E667F3BCC909;
-
-static void absorb(uint64_t* lanes, const unsigned char* block) { // 32 bytes, as four little-endian words
-    for (int i = 0; i < 4; i++) {
-        uint64_t word;
-        memcpy(&word, block + 8 * i, 8);
-        word = lanes[i] ^ word * K1;
-        lanes[i] = (word << 31 | word >> 33) * K2;
-    }
-}
-void Fingerprint::add(const void* data, size_t bytes) {
-    auto p = (const unsigned char*)data, end = p + bytes;
-    for (; p < end && count % 32; count++) {
-        tail[count % 32] = *p++;
-        if (count % 32 == 31) absorb(lanes, tail);
-    }
-    uint64_t local[4] = {lanes[0], lanes[1], lanes[2], lanes[3]};
-    for (; end - p >= 32; p += 32, count += 32) absorb(local, p);
-    std::copy(local, local + 4, lanes);
-    for (; p < end; count++) tail[count % 32] = *p++;
-}
-uint64_t Fingerprint::value() const {
-    Fingerprint f = *this;
-    std::fill(f.tail + count % 32, f.tail + 32, 0);
-    absorb(f.lanes, f.tail);
-    uint64_t h = count * K2;
-    for (uint64_t lane : f.lanes) h = (h ^ lane ^ h >> 32) * K1, h ^= h >> 29;
-    return h;
 }

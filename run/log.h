@@ -1,6 +1,7 @@
 // What a run leaves: its directory and the tables in it. What it shows is in screen.h.
 // - Numbers print with %.9g, which brings every FP32 value back; not-a-number is nan, without the sign it may have.
 #pragma once
+#include "run/files.h"
 #include "run/json.h"
 #include "run/screen.h"
 #include "run/table.h"
@@ -35,23 +36,11 @@ struct Log {
     std::string dir;
     int lock; // of the directory: nobody else writes this run
     Csv steps, evals, tensors, arms;
+    // With `keep` the tables are there. A checkpoint is made before the evaluation of its step, which is made again.
     explicit Log(const std::string& dir, const Keep& keep = nullptr);
     ~Log();
     void step(const Step& s); // a row, and show_progress(s)
     void eval(const std::string& recipe, int64_t seed, int64_t step, int64_t tokens, double loss); // nats
+    void sync();               // what was written outlives the machine
     void end(const ArmEnd& e); // a row of arms.csv: all rows of the arm are on the disk by then
-};
-
-// --- fingerprints ------------------------------------------------------------------------------------------------
-
-// A 64-bit hash of a stream of bytes, the same however the stream is cut into add()s. Every step of it is a bijection
-// of the word it takes in, so that a change within one 8-byte word always changes the value. Not cryptographic.
-struct Fingerprint {
-    void add(const void* data, size_t bytes);
-    uint64_t value() const;
-
-private:
-    uint64_t lanes[4] = {1, 2, 3, 4};
-    unsigned char tail[32] = {};
-    uint64_t count = 0;
 };

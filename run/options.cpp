@@ -103,8 +103,14 @@ static const OptionRow rows[] = {
     {"top-k", "N", {&Options::top_k, 0, INT_MAX}, SAMPLE, "0", "draw among the N likeliest tokens; 0: among all"},
     {"out", "DIR", {&Options::out}, LEARN, "(runs/<time>)", "where the run writes its tables and checkpoints"},
     {"out", "DIR", {&Options::out}, REPORT, "(the run's)", "where report.html goes; of several runs here"},
+    {"checkpoint-every", "N", {&Options::checkpoint_every, 0, MOST}, TRAIN, "(a tenth of --steps)",
+        "steps between checkpoints, from which a run can go on; 0: one at the end, or when it is stopped"},
+    {"keep", "N", {&Options::keep, 1, MANY}, TRAIN, "2", "checkpoints of an arm that is in training; the last one stays"},
     {"resume", "DIR", {&Options::resume}, TRAIN, "(a new run)",
-        "goes on with the run in DIR, which needs no other option: arms that have ended are not repeated"},
+        "goes on with the run in DIR, which needs no other option, from its newest checkpoint that is complete"},
+    {"override", "", {&Options::override}, TRAIN, "", "with --resume: options that change the result may differ from the run's"},
+    {"drop-scales", "", {&Options::drop_scales}, TRAIN, "",
+        "with --resume: delayed scales start at 1 and histories empty, as if they were not in the checkpoint"},
     {"price", "X", {&Options::price, 0, MOST}, TRAIN | REPORT, "0", "of an hour on this machine: the report adds the cost of a million tokens"},
     {"Chance"},
     {"seed", "S", {&Options::seed, 0, UINT_MAX}, LEARN | SAMPLE | CAST, "1", "weights, order and draws follow from it"},
@@ -299,7 +305,10 @@ Options parse_options(int argc, const char* const* argv) {
         fail_usage("unexpected argument %s. hint: ./train %s", o.args[command->most].c_str(), command->usage);
     if (o.args.size() < command->least) fail_usage("something is missing. hint: ./train %s", command->usage);
     if (!o.given.count("warmup")) o.warmup = o.steps / 20;
+    if (!o.given.count("checkpoint-every")) o.checkpoint_every = std::max<int64_t>(1, o.steps / 10);
     if (!o.given.count("min-lr")) o.min_lr = o.lr / 10;
+    for (auto name : {"override", "drop-scales"})
+        if (o.given.count(name) && o.resume.empty()) fail_usage("--%s: it belongs to --resume DIR", name);
     if (o.init.empty() && o.heads && o.channels % o.heads)
         fail_usage("--channels %d is not a multiple of --heads %d", o.channels, o.heads);
     return o;

@@ -35,10 +35,12 @@ struct Options {
     std::vector<Arm> arms;         // --recipe
     int layers = 0, heads = 0, channels = 0, seq_len = 0, vocab = 0;
     int batch_size = 0, grad_accum = 0, eval_batches = 0, tokens = 0, top_k = 0, threads = 0, seeds = 0;
-    int64_t steps = 0, warmup = 0, eval_every = 0, sample_every = 0, stats_every = 0, seed = 0;
+    int keep = 0;
+    int64_t checkpoint_every = 0, steps = 0, warmup = 0, eval_every = 0, sample_every = 0, stats_every = 0, seed = 0;
     double lr = 0, min_lr = 0, weight_decay = 0, grad_clip = 0, temperature = 0, price = 0;
     float scale = 0;
-    bool native = false, noise_floor = false, casts = false, profile = false, json = false, quiet = false, help = false, version = false;
+    bool native = false, noise_floor = false, override = false, drop_scales = false, casts = false, profile = false,
+         json = false, quiet = false, help = false, version = false;
 };
 
 // Reads a command line; argv[0] is not looked at. Usage errors (exit status 2) name the option, the value and what is

@@ -148,7 +148,7 @@ void Safetensors::read_transposed(float* out, const TensorInfo& t) const {
     }
 }
 
-void write_safetensors(const std::string& path, std::vector<TensorOut> tensors, const TextMap& metadata) {
+uint64_t write_safetensors(const std::string& path, std::vector<TensorOut> tensors, const TextMap& metadata) {
     std::stable_sort(tensors.begin(), tensors.end(),
                      [](const TensorOut& a, const TensorOut& b) { return dtype_bits(a.dtype) > dtype_bits(b.dtype); });
     Json header(Json::Object), texts(Json::Object);
@@ -181,5 +181,5 @@ void write_safetensors(const std::string& path, std::vector<TensorOut> tensors, 
             f.write(panel.data(), rows * C * 4);
         }
     }
-    f.commit();
+    return f.commit();
 }

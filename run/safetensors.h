@@ -53,4 +53,4 @@ struct TensorOut {
     bool transposed = false;
 };
 // Larger elements come first in the file, otherwise the given order, so that every tensor is aligned to its elements.
-void write_safetensors(const std::string& path, std::vector<TensorOut> tensors, const TextMap& metadata);
+uint64_t write_safetensors(const std::string& path, std::vector<TensorOut> tensors, const TextMap& metadata);

@@ -1,0 +1,62 @@
+#include "run/resume.h"
+#include "run/error.h"
+#include "run/files.h"
+#include <algorithm>
+#include <filesystem>
+
+static bool among(const std::string& name, const std::string& list) {
+    return (" " + list + " ").find(" " + name + " ") != std::string::npos;
+}
+// What no curve depends on; what this call of the program is told, not the run; and what makes another run of it.
+static const std::string harmless = "threads price quiet profile sample-every prompt tokenizer checkpoint-every keep",
+                         of_the_call = "resume override drop-scales threads quiet profile",
+                         another = "recipe skip model layers heads channels seq-len vocab init seed noise-floor out dump";
+
+static std::vector<std::string> texts(const Json& run, const char* key, const std::string& path) {
+    const Json* list = run.find(key);
+    std::vector<std::string> words;
+    if (!list || list->kind != Json::Array) fail("%s: it does not say with which command it was started", path.c_str());
+    for (auto& word : list->items) words.push_back(word.text);
+    return words;
+}
+static Options parse(const std::vector<std::string>& words) {
+    std::vector<const char*> argv = {"train", "train"};
+    for (auto& word : words) argv.push_back(word.c_str());
+    return parse_options((int)argv.size(), argv.data());
+}
+
+Resumed resume_options(const Options& now) {
+    std::string path = now.resume + "/run.json";
+    if (!std::filesystem::exists(path)) fail("--resume %s: no run is there (it has no run.json)", now.resume.c_str());
+    Json run = parse_json(read_file(path, 1 << 26), path);
+    Resumed r;
+    if (const Json* changes = run.find("changes")) r.changes = *changes;
+    std::vector<std::string> begun = texts(run, "command", path), all = begun;
+    Options before = parse(begun);
+    all.insert(all.end(), now.words.begin(), now.words.end());
+    Options& o = r.options = parse(all);
+    Json was = settings(before), is = settings(o), words(Json::Array);
+    for (auto& name : now.given) {
+        const Json *a = was.find(name), *b = is.find(name);
+        if (among(name, of_the_call) || !a || a->dump() == b->dump()) continue;
+        if (among(name, another))
+            fail_usage("--%s with --resume: it was %s, and with another it would be another run. hint: start that one",
+                       name.c_str(), a->dump().c_str());
+        if (!among(name, harmless) && !o.override)
+            fail_usage("--%s %s with --resume: it was %s, so the result would be of neither. hint: --override goes on "
+                       "all the same, and run.json will say so", name.c_str(), b->text.c_str(), a->dump().c_str());
+        bool path = among(name, "data val-data") && b->text != "builtin";
+        std::string word = "--" + name, value = path ? std::string(std::filesystem::absolute(b->text)) : b->text;
+        begun.push_back(b->kind == Json::Bool ? word : word + "=" + value);
+        if (!among(name, harmless)) words.add(begun.back());
+    }
+    r.changed = !words.items.empty();
+    if (r.changed) r.changes.add(Json(Json::Object).set("words", words));
+    o.out = o.resume = now.resume, o.words = begun;
+    const Json* cwd = run.find("directory");
+    r.run = run, r.directory = cwd ? cwd->text : std::filesystem::current_path().string();
+    for (auto& [name, p] : {std::pair("data", &o.data), {"val-data", &o.val_data}, {"init", &o.init}})
+        if (cwd && !now.given.count(name) && !p->empty() && *p != "builtin" && std::filesystem::current_path() != cwd->text)
+            *p = std::filesystem::path(cwd->text) / *p; // which stays as it is if it begins with /
+    return r;
+}
