@@ -89,30 +89,7 @@ static void tell_done(const Trainer& run, const ArmEnd& e) {
     else result(format("diverged recipe=%s seed=%lld step=%lld", e.recipe.c_str(), (long long)e.seed, (long long)e.step));
 }
 
-// --- what a step changes besides the weights -----------------------------------------------------------------------
-static std::vector<NamedTensor> moments_of(GPT& g) {
-    std::vector<NamedTensor> all;
-    for (auto [name, moment] : {std::pair("m.", &Param::m), {"v.", &Param::v}})
-        for (NamedTensor& t : named_tensors(g, moment)) all.push_back({name + t.name, t.shape, t.data, false});
-    return all;
-}
-// Every operand's delayed scale and amax history, oldest first, in `values`: copied there, or from there.
-static std::vector<NamedTensor> scales_of(GPT& g, std::vector<float>& values, bool restore) {
-    std::vector<NamedTensor> all;
-    size_t n = g.history_len;
-    values.resize(g.all_delayed * (n + 1));
-    synchronize("scales");
-    for_each_operand(g, [&](const std::string& layer, const char* operand, Quantizer& q) {
-        if (!q.delayed) return;
-        size_t i = q.delayed - g.delayed;
-        float *ring = g.history + i * n, *value = &values[i * (n + 1)];
-        if (restore) q.delayed->scale = *value, q.delayed->position = 0, std::copy_n(value + 1, n, ring);
-        else *value = q.delayed->scale, std::rotate_copy(ring, ring + q.delayed->position, ring + n, value + 1);
-        all.push_back({"scale." + layer + "." + operand, {}, value, false});
-        all.push_back({"amax_history." + layer + "." + operand, {(int64_t)n}, value + 1, false});
-    });
-    return all;
-}
+// --- check-points ------------------------------------------------------------------------------------------------
 static void save(Trainer& run, GPT& g, const std::string& arm, int64_t seed, int64_t step) {
     const Options& o = run.o;
     std::vector<float> values;
@@ -219,6 +196,17 @@ static ArmEnd train_arm(Trainer& run, size_t i, int64_t seed, const NewestCheckp
     return end;
 }
 
+// A full disk, data that shrank: what has been reached is kept, and the message says how to go on.
+static ArmEnd train_or_say(Trainer& run, size_t i, int64_t seed, const NewestCheckpoint& from) try {
+    return train_arm(run, i, seed, from);
+} catch (const Error& e) {
+    clear_live();
+    std::string dir = std::filesystem::path(checkpoint_dir(run.dir, run.arms[i].text, seed, 0)).parent_path();
+    NewestCheckpoint last = newest_checkpoint(dir);
+    std::string kept = last.step ? last.dir + " is kept" : "no checkpoint was made yet";
+    throw Error(format("%s\n%s; to go on: ./train --resume %s", e.what(), kept.c_str(), run.dir.c_str()), e.status);
+}
+
 static Config config_of(const Options& o, int data_vocab) {
     if (o.init.empty()) return {o.layers, o.heads, o.channels, o.seq_len, o.vocab ? o.vocab : data_vocab};
     Config c = read_config(o.init, o.given.count("heads") ? o.heads : 0);
@@ -238,42 +226,20 @@ static size_t baseline_of(const Trainer& run) {
         if (!is_emulated(run.stages[i])) return i;
     return 0;
 }
-// What a curve depends on besides the options: data, program, machine. json: this run.json.
-static void same_conditions(const Resumed& before, const Json& json, const Options& o) {
-    auto text = [](const Json& run, const char* key) { return run.find(key) ? run.find(key)->text : "?"; };
-    auto without_threads = [](std::string device) { // CPU, 2 threads, AMX matmul
-        size_t a = device.find(", "), b = device.find(", ", a + 2);
-        return b < device.size() ? device.substr(0, a) + device.substr(b) : device;
-    };
-    for (const char* part : {"train", "val"})
-        for (const char* key : {"tokens", "fingerprint"}) {
-            const Json *a = before.run.find("data"), *b = json.find("data");
-            if (!a || !a->find(part) || o.override) continue;
-            if (text(*a->find(part), key) != text(*b->find(part), key))
-                fail("%s is not what it was when the run was begun: its %s is %s, was %s. hint: --override goes on all the "
-                     "same", text(*b->find(part), "name").c_str(), key, text(*b->find(part), key).c_str(),
-                     text(*a->find(part), key).c_str());
-        }
-    if (std::string was = text(before.run, "version"); was != version())
-        note("%s was begun by version %s, this is %s: the curves may not be those of one program", o.resume.c_str(),
-             was.c_str(), version());
-    if (std::string was = text(before.run, "device"), is = text(json, "device"); without_threads(was) != without_threads(is))
-        note("%s was begun on %s, this is %s: losses may differ in their last digits from those of an undisturbed run",
-             o.resume.c_str(), was.c_str(), is.c_str());
-}
 static void describe(Trainer& run, const std::string& device, const Resumed* before) { // run.json, and a note
     const Options& o = run.o;
     const Config& c = run.config;
     Json arms(Json::Array), words(Json::Array);
     for (auto& word : o.words) words.add(word);
     int64_t params = 0;
-    size_t largest = 0;
+    size_t largest = 0, state = 0;
     for (size_t i = 0; i < run.arms.size(); i++) { // planned, not allocated: for what is told before step 1
         GPT shape;
         shape.config = c, shape.use = Use::training, shape.B = o.batch_size, shape.T = run.T();
         shape.stages = run.stages[i], shape_params(shape), plan(shape);
         params = 0, largest = std::max(largest, shape.arena.used);
         for_each_param(shape, [&](const std::string&, Param& p) { params += p.size(); });
+        state = std::max(state, 12 * (size_t)params + shape.arena.bytes["scales"]);
         Json memory(Json::Object);
         for (auto& [category, bytes] : shape.arena.bytes) memory.set(category, bytes);
         bool emulated = is_emulated(run.stages[i]);
@@ -292,12 +258,18 @@ static void describe(Trainer& run, const std::string& device, const Resumed* bef
     Json data = Json(Json::Object).set("train", identity_of(*run.data.train)).set("val", identity_of(*run.data.val));
     json.set("data", data).set("directory", before ? before->directory : std::filesystem::current_path().string());
     if (before && !before->changes.items.empty()) json.set("changes", before->changes);
-    if (before) same_conditions(*before, json, o);
+    if (before) same_conditions(*before, json);
     parse_json(json.dump(), "run.json"); // texts that nobody could read back fail here
     if (!before || before->changed) write_file(run.dir + "/run.json", json.dump(2) + "\n");
     note("%s. %d layers, %d heads, %d channels, %d positions, vocabulary %d: %.3f M parameters, %.2f GB. Writing to %s",
          device.c_str(), c.layers, c.heads, c.channels, c.seq_len, c.vocab, params / 1e6, largest / 1e9,
          run.dir.c_str());
+    std::error_code ec; // a checkpoint per curve stays, and an arm in training has --keep of them and one being written
+    double takes = (double)state * (double)(run.arms.size() * o.seeds + o.keep);
+    double room = (double)std::filesystem::space(run.dir, ec).available;
+    if (!ec && room < takes)
+        note("the run's checkpoints take up to %.1f MB, and where %s lies %.1f MB are free", takes / 1e6, run.dir.c_str(),
+             room / 1e6);
     for (size_t i = 0; i < run.arms.size(); i++)
         for (auto& s : run.stages[i]) note("%s", stage_text(s, linear_names(c.layers)).c_str());
 }
@@ -398,15 +370,15 @@ static int train(const Options& o, const Resumed* before = nullptr) {
     bool diverged = false;
     for (int64_t seed = o.seed; seed < o.seed + o.seeds; seed++)
         for (size_t i = 0; i < arms.size(); i++) {
-            auto before = std::find_if(ends.begin(), ends.end(), [&](auto& e) { return e.recipe == names[i] && e.seed == seed; });
-            ArmEnd end = before < ends.end() ? *before : train_arm(run, i, seed, reached[{names[i], seed}]);
+            auto ended = std::find_if(ends.begin(), ends.end(), [&](auto& e) { return e.recipe == names[i] && e.seed == seed; });
+            ArmEnd end = ended < ends.end() ? *ended : train_or_say(run, i, seed, reached[{names[i], seed}]);
             if (end.outcome == "stopped") {
                 clear_live();
                 note("stopped after step %lld of recipe %s, seed %lld. To go on from there: ./train --resume %s",
                      (long long)end.step, end.recipe.c_str(), (long long)seed, run.dir.c_str());
                 return 128 + stop_signal();
             }
-            if (before < ends.end()) row_ended(end.recipe, seed, end.outcome, end.loss, end.ms);
+            if (ended < ends.end()) row_ended(end.recipe, seed, end.outcome, end.loss, end.ms);
             else run.log->end(end);
             tell_done(run, end);
             if (i == baseline_of(run) && weights.empty() && end.outcome == "done")

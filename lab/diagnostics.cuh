@@ -1,8 +1,7 @@
 // What casts do to the operands of linears: the rows of tensors.csv, and --dump. Both watch quantize(): they are called
 // when source and copies of an operand are there at the same time, which under a recipe is the only moment.
 #pragma once
-#include "model.cuh"
-#include "run/log.h"
+#include "lab/harness.cuh"
 #include "run/options.h"
 #include "run/safetensors.h"
 
@@ -65,13 +64,6 @@ inline TensorStats measure(const Tensor& t, float* scratch) {
 }
 
 // --- watching all of them ----------------------------------------------------------------------------------------
-inline const char* const operand_names[] = {"x", "w", "dy"};
-template <class F> void for_each_operand(GPT& g, F f) { // f(layer, operand, Quantizer)
-    for_each_linear(g, [&](const std::string& name, Linear& l) {
-        Quantizer* q[] = {&l.x, &l.w, &l.dy};
-        for (int i = 0; i < 3; i++) f(name, operand_names[i], *q[i]);
-    });
-}
 // The copy of every operand that this microbatch casts becomes a row of tensors.csv; write_stats() writes them.
 using TensorRows = std::map<std::pair<std::string, std::string>, std::vector<std::string>>;
 inline void watch_stats(GPT& g, TensorRows& rows) {

@@ -84,6 +84,39 @@ inline void disturb(GPT& g, const Recipe& r) {
     publish(g);
 }
 
+inline const char* const operand_names[] = {"x", "w", "dy"};
+template <class F> void for_each_operand(GPT& g, F f) { // f(layer, operand, Quantizer)
+    for_each_linear(g, [&](const std::string& name, Linear& l) {
+        Quantizer* q[] = {&l.x, &l.w, &l.dy};
+        for (int i = 0; i < 3; i++) f(name, operand_names[i], *q[i]);
+    });
+}
+
+// --- what a step changes besides the weights -----------------------------------------------------------------------
+inline std::vector<NamedTensor> moments_of(GPT& g) {
+    std::vector<NamedTensor> all;
+    for (auto [name, moment] : {std::pair("m.", &Param::m), {"v.", &Param::v}})
+        for (NamedTensor& t : named_tensors(g, moment)) all.push_back({name + t.name, t.shape, t.data, false});
+    return all;
+}
+// Every operand's delayed scale and amax history, oldest first, in `values`: copied there, or from there.
+inline std::vector<NamedTensor> scales_of(GPT& g, std::vector<float>& values, bool restore) {
+    std::vector<NamedTensor> all;
+    size_t n = g.history_len;
+    values.resize(g.all_delayed * (n + 1));
+    synchronize("scales");
+    for_each_operand(g, [&](const std::string& layer, const char* operand, Quantizer& q) {
+        if (!q.delayed) return;
+        size_t i = q.delayed - g.delayed;
+        float *ring = g.history + i * n, *value = &values[i * (n + 1)];
+        if (restore) q.delayed->scale = *value, q.delayed->position = 0, std::copy_n(value + 1, n, ring);
+        else *value = q.delayed->scale, std::rotate_copy(ring, ring + q.delayed->position, ring + n, value + 1);
+        all.push_back({"scale." + layer + "." + operand, {}, value, false});
+        all.push_back({"amax_history." + layer + "." + operand, {(int64_t)n}, value + 1, false});
+    });
+    return all;
+}
+
 // --- batches -----------------------------------------------------------------------------------------------------
 inline void index_tokens(GPT& g, const Batches& batches) {
     g.index.count = batches.index(g.tokens, g.index.distinct, g.index.first, g.index.positions);

@@ -1,6 +1,8 @@
 #include "run/resume.h"
 #include "run/error.h"
 #include "run/files.h"
+#include "run/screen.h"
+#include "run/version.h"
 #include <algorithm>
 #include <filesystem>
 
@@ -59,4 +61,28 @@ Resumed resume_options(const Options& now) {
         if (cwd && !now.given.count(name) && !p->empty() && *p != "builtin" && std::filesystem::current_path() != cwd->text)
             *p = std::filesystem::path(cwd->text) / *p; // which stays as it is if it begins with /
     return r;
+}
+
+void same_conditions(const Resumed& before, const Json& json) {
+    const Options& o = before.options;
+    auto text = [](const Json& run, const char* key) { return run.find(key) ? run.find(key)->text : "?"; };
+    auto without_threads = [](std::string device) { // CPU, 2 threads, AMX matmul
+        size_t a = device.find(", "), b = device.find(", ", a + 2);
+        return b < device.size() ? device.substr(0, a) + device.substr(b) : device;
+    };
+    for (const char* part : {"train", "val"})
+        for (const char* key : {"tokens", "fingerprint"}) {
+            const Json *a = before.run.find("data"), *b = json.find("data");
+            if (!a || !a->find(part) || o.override) continue;
+            if (text(*a->find(part), key) != text(*b->find(part), key))
+                fail("%s is not what it was when the run was begun: its %s is %s, was %s. hint: --override goes on all the "
+                     "same", text(*b->find(part), "name").c_str(), key, text(*b->find(part), key).c_str(),
+                     text(*a->find(part), key).c_str());
+        }
+    if (std::string was = text(before.run, "version"); was != version())
+        note("%s was begun by version %s, this is %s: the curves may not be those of one program", o.resume.c_str(),
+             was.c_str(), version());
+    if (std::string was = text(before.run, "device"), is = text(json, "device"); without_threads(was) != without_threads(is))
+        note("%s was begun on %s, this is %s: losses may differ in their last digits from those of an undisturbed run",
+             o.resume.c_str(), was.c_str(), is.c_str());
 }

@@ -13,3 +13,6 @@ struct Resumed {
 // --override what does. Paths that are relative are so to where the run was begun. Errors: no run there, a run.json that
 // does not say how it was begun, an option that may not differ.
 Resumed resume_options(const Options& now);
+// What a curve depends on besides options, as this process would write it into run.json: that the data is another is an
+// error without --override, that program or machine are is a note.
+void same_conditions(const Resumed& before, const Json& run);
