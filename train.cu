@@ -396,6 +396,8 @@ static int train(const Options& o, const Resumed* before = nullptr) {
     return diverged && !run.compares() ? 1 : 0;
 }
 static int train_command(const Options& o) {
+    if (o.resume.empty() && (o.override || o.drop_scales))
+        fail_usage("--%s: it belongs to --resume DIR", o.override ? "override" : "drop-scales");
     if (o.resume.empty()) return train(o);
     Resumed run = resume_options(o);
     return train(run.options, &run);

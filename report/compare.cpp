@@ -70,7 +70,7 @@ static int64_t whole(const Json& json, const char* key, const std::string& path)
 static void must_agree(const Json& a, const Json& b, const std::string& dirs) { // all options of two runs, except
     static const std::string may_differ =
         " recipe seed seeds out noise-floor price threads device kernels profile json "
-        "quiet stats-every sample-every prompt dump resume native ";
+        "quiet stats-every sample-every prompt dump resume native checkpoint-every keep override drop-scales tokenizer ";
     auto show = [](const Json& j, const std::string& key) { return j.find(key) ? j.find(key)->dump() : "absent"; };
     for (auto* keys : {&a.keys, &b.keys})
         for (auto& key : *keys)

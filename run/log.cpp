@@ -65,7 +65,7 @@ Log::Log(const std::string& dir, const Keep& keep)
       evals(dir + "/evals.csv", "recipe,seed,step,tokens,loss", before(keep)),
       tensors(dir + "/tensors.csv",
               "recipe,seed,step,layer,operand,format,amax,scale,underflow,saturation,sqnr_db,bias", keep),
-      arms(dir + "/arms.csv", "recipe,seed,outcome,step,loss,fingerprint,ms", keep) {}
+      arms(dir + "/arms.csv", "recipe,seed,outcome,step,loss,fingerprint,ms", before(keep)) {}
 void Log::step(const Step& s) {
     auto text = [](int64_t v) { return std::to_string(v); };
     steps.row({s.recipe, text(s.seed), text(s.step), text(s.tokens), number(s.loss), number(s.norm), number(s.lr),

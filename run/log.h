@@ -36,7 +36,8 @@ struct Log {
     std::string dir;
     int lock; // of the directory: nobody else writes this run
     Csv steps, evals, tensors, arms;
-    // With `keep` the tables are there. A checkpoint is made before the evaluation of its step, which is made again.
+    // With `keep` the tables are there. The evaluation of a checkpoint's step, and whether that ends its arm, come after
+    // it, and so again.
     explicit Log(const std::string& dir, const Keep& keep = nullptr);
     ~Log();
     void step(const Step& s); // a row, and show_progress(s)

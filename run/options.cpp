@@ -307,8 +307,6 @@ Options parse_options(int argc, const char* const* argv) {
     if (!o.given.count("warmup")) o.warmup = o.steps / 20;
     if (!o.given.count("checkpoint-every")) o.checkpoint_every = std::max<int64_t>(1, o.steps / 10);
     if (!o.given.count("min-lr")) o.min_lr = o.lr / 10;
-    for (auto name : {"override", "drop-scales"})
-        if (o.given.count(name) && o.resume.empty()) fail_usage("--%s: it belongs to --resume DIR", name);
     if (o.init.empty() && o.heads && o.channels % o.heads)
         fail_usage("--channels %d is not a multiple of --heads %d", o.channels, o.heads);
     return o;

@@ -116,7 +116,7 @@ TEST_CASE("checkpoint: what is saved is loaded back bit for bit, with the model'
         std::vector<std::string> names;
         for (auto& e : fs::recursive_directory_iterator(scratch / "a")) names.push_back(e.path().filename());
         std::sort(names.begin(), names.end());
-        CHECK(names == std::vector<std::string>{"b", "ckpt", "config.json", "model.safetensors"});
+        CHECK(names == std::vector<std::string>{"b", "checksums", "ckpt", "config.json", "model.safetensors"});
     }
 }
 

@@ -75,7 +75,8 @@ TEST_CASE("a comparison killed at any stage and resumed leaves the tables of an 
         REQUIRE(r.status == 0);
         CHECK(done_lines(r.out) == done_lines(whole.out));
         CHECK(tables(dir) == want);
-        if (kept <= 1) CHECK(r.err.find("starts over") != string::npos);
+        bool over = r.err.find("starts over") != string::npos, on = r.err.find(" goes on from ") != string::npos;
+        CHECK((kept < 7 || !(over || on))); // when all have ended, nothing does
         CHECK(slurp(dir + "/report.html").size() > 1000);
     }
     // Once more, when all is done: the same lines, and nothing is trained again.
@@ -94,7 +95,7 @@ TEST_CASE("resuming refuses what is no run, and options that would make it anoth
     r = run(TRAIN, "--lr 1 --resume " + (s / "run"));
     CHECK(r.status == 2);
     CHECK(r.err.find("--lr") != string::npos);
-    CHECK(run(TRAIN, "--threads 1 --resume " + (s / "run")).status == 0);
+    CHECK(run(TRAIN, "--threads 1 --lr 0.004 --checkpoint-every 1 --resume " + (s / "run")).status == 0); // as it was
     std::ofstream(s / "run/arms.csv", std::ios::app) << "bf16,1,do"; // cut off by a crash: does not count
     CHECK(run(TRAIN, "--resume " + (s / "run")).status == 0);
     std::ofstream(s / "run/steps.csv", std::ios::app) << "bf16,1\n"; // no crash leaves that
