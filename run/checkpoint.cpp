@@ -1,6 +1,7 @@
 #include "run/checkpoint.h"
 #include "run/error.h"
 #include "run/json.h"
+#include "run/llmc.h"
 #include "run/safetensors.h"
 #include <algorithm>
 #include <cstring>
@@ -16,9 +17,14 @@ static const char *MODEL = "model.safetensors", *CONFIG = "config.json", *STATE 
 
 // --- reading a model ---------------------------------------------------------------------------------------------
 
+static std::vector<int64_t> file_shape(const NamedTensor& p) {
+    return p.conv1d ? std::vector<int64_t>(p.shape.rbegin(), p.shape.rend()) : p.shape;
+}
+
 // The tensors of a file by their published names, masks left out.
 struct OpenCheckpoint {
     Safetensors file;
+    bool llmc; // matrices lie as ours
     std::map<std::string, const TensorInfo*> tensors;
 
     static std::string model_path(const std::string& path) {
@@ -30,7 +36,10 @@ struct OpenCheckpoint {
                  path.c_str(), MODEL);
         return fs::path(path) / MODEL;
     }
-    explicit OpenCheckpoint(const std::string& path) : file(model_path(path)) {
+    static Safetensors open(const std::string& path) {
+        return path.ends_with(".bin") ? Safetensors(path, read_llmc) : Safetensors(path);
+    }
+    explicit OpenCheckpoint(const std::string& path) : file(open(model_path(path))), llmc(file.header.heads) {
         for (const TensorInfo& t : file.header.tensors) {
             std::string name = t.name.starts_with("transformer.") ? t.name.substr(12) : t.name;
             bool mask = name.starts_with("h.") && (name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"));
@@ -42,6 +51,7 @@ struct OpenCheckpoint {
     }
     const char* path() const { return file.file.path.c_str(); }
     std::string config_path() const { return fs::path(path()).replace_filename(CONFIG); }
+    std::vector<int64_t> shape_of(const NamedTensor& p) const { return llmc ? p.shape : file_shape(p); }
 };
 
 // The sizes by their published names, and the largest we take for more than a typing error. n_ctx: GPT-2's old name.
@@ -78,10 +88,11 @@ static Config config_of(const OpenCheckpoint& ckpt, int heads) {
         return it->second->shape;
     };
     int layers = 0;
+    if (ckpt.llmc) heads = ckpt.file.header.heads;
     while (ckpt.tensors.contains(format("h.%d.ln_1.weight", layers))) layers++;
     const int64_t have[] = {layers, heads, shape("wte.weight")[1], shape("wpe.weight")[0], shape("wte.weight")[0]};
     std::error_code ec;
-    bool beside = fs::exists(path, ec);
+    bool beside = !ckpt.llmc && fs::exists(path, ec);
     if (!beside && heads == 0)
         fail("%s: does not exist, and tensors do not tell n_head. hint: give --heads", path.c_str());
     Json json = beside ? parse_json(read_file(path, 1 << 20), path) : Json(Json::Object);
@@ -107,10 +118,6 @@ Config read_config(const std::string& path, int heads) { return config_of(OpenCh
 static size_t elements(const NamedTensor& p) {
     return std::accumulate(p.shape.begin(), p.shape.end(), (size_t)1, std::multiplies<>());
 }
-static std::vector<int64_t> file_shape(const NamedTensor& p) {
-    return p.conv1d ? std::vector<int64_t>(p.shape.rbegin(), p.shape.rend()) : p.shape;
-}
-
 void load_checkpoint(const std::string& path, const std::vector<NamedTensor>& params) {
     OpenCheckpoint ckpt(path);
     std::string dir = fs::path(ckpt.path()).parent_path();
@@ -119,17 +126,17 @@ void load_checkpoint(const std::string& path, const std::vector<NamedTensor>& pa
     const TensorInfo* head = unknown.contains("lm_head.weight") ? unknown["lm_head.weight"] : nullptr;
     unknown.erase("lm_head.weight");
     for (const NamedTensor& p : params) {
-        std::string expected = Json(file_shape(p)).dump();
+        std::string expected = Json(ckpt.shape_of(p)).dump();
         auto it = unknown.find(p.name);
         if (it == unknown.end())
             fail("%s: tensor %s %s is missing", ckpt.path(), quote(p.name).c_str(), expected.c_str());
-        if (it->second->shape != file_shape(p)) ckpt.bad(*it->second, expected + " is expected");
+        if (it->second->shape != ckpt.shape_of(p)) ckpt.bad(*it->second, expected + " is expected");
         unknown.erase(it);
     }
     if (!unknown.empty()) ckpt.bad(*unknown.begin()->second, "this model has no such tensor");
     for (const NamedTensor& p : params) {
         const TensorInfo& t = *ckpt.tensors[p.name];
-        if (p.conv1d) ckpt.file.read_transposed(p.data, t);
+        if (p.conv1d && !ckpt.llmc) ckpt.file.read_transposed(p.data, t);
         else ckpt.file.read(p.data, t, 0, t.count());
         if (!head || p.name != "wte.weight") continue;
         if (head->shape != p.shape) ckpt.bad(*head, Json(p.shape).dump() + " is expected, as wte.weight has");

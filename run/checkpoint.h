@@ -22,8 +22,9 @@ struct NamedTensor {
     bool conv1d;                // a matrix that the file holds transposed
 };
 
-// path: a checkpoint directory, or a .safetensors file with config.json beside it. Without a config.json the sizes are
-// those of the tensors, and heads, which no shape tells, is asked for (0: not given). Reads no tensor data.
+// path: a checkpoint directory; a .safetensors file with config.json beside it; or llm.c's FILE.bin (run/llmc.h).
+// Without a config.json the sizes are those of the tensors, and heads, which no shape tells, is asked for (0: not
+// given). Reads no tensor data.
 Config read_config(const std::string& path, int heads = 0);
 // Fills every parameter from the file: F32, BF16 or F16, converted exactly. A missing, unknown or misshapen tensor is
 // an error that names it; names and shapes are checked before anything is read, and checksums if there are any.
@@ -53,5 +54,5 @@ struct NewestCheckpoint {
 NewestCheckpoint newest_checkpoint(const std::string& dir);
 // Removes all of DIR's step-NNNNNN but the newest `keep`, and what an interrupted save or removal has left.
 void prune_checkpoints(const std::string& dir, int keep);
-// One line per tensor, then sizes and total; as JSON one object per line. Reads any safetensors file.
+// One line per tensor, then sizes and total; as JSON one object per line. Reads any safetensors file, and llm.c's.
 std::string inspect_checkpoint(const std::string& path, bool json);

@@ -69,7 +69,7 @@ static const OptionRow rows[] = {
     {"seq-len", "N", {&Options::seq_len, 1, MANY}, EVAL, "(the checkpoint's)", "tokens in a window; no more than that"},
     {"vocab", "N", {&Options::vocab, 1, INT_MAX}, LEARN | BENCH, by_model, "distinct tokens; tiny and char take what the data has"},
     {"init", "CKPT", {&Options::init}, TRAIN, "(random weights)",
-        "start from a checkpoint directory or .safetensors with Hugging Face GPT-2 names; it decides the sizes"},
+        "start from a checkpoint directory or .safetensors with Hugging Face GPT-2 names, or llm.c's .bin; it decides the sizes"},
     {"Data"},
     {"data", "PATH|builtin", {&Options::data}, LEARN | EVAL, "builtin",
         "text file, read as bytes; llm.c token shards (.bin, globs allowed); or the built-in corpus"},

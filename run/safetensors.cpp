@@ -93,7 +93,9 @@ static SafetensorsHeader read_header(const InFile& f) {
     f.read(start.data(), 0, start.size());
     return parse_safetensors(start, f.size, f.path);
 }
-Safetensors::Safetensors(const std::string& path) : file(path), header(read_header(file)) {}
+Safetensors::Safetensors(const std::string& path) : Safetensors(path, read_header) {}
+Safetensors::Safetensors(const std::string& path, SafetensorsHeader (*read_header)(const InFile&))
+    : file(path), header(read_header(file)) {}
 const TensorInfo* Safetensors::find(std::string_view name) const {
     for (const TensorInfo& t : header.tensors)
         if (t.name == name) return &t;

@@ -27,7 +27,8 @@ struct TensorInfo {
 struct SafetensorsHeader {
     std::vector<TensorInfo> tensors; // in the order of their data
     TextMap metadata;
-    size_t data; // where the data starts in the file
+    size_t data;   // where the data starts in the file
+    int heads = 0; // what only llm.c's files say
 };
 // Checks everything that can be wrong with a header. start: the first 8 + N bytes of the file, or all that there are;
 // path: what errors call it.
@@ -37,7 +38,8 @@ struct Safetensors {
     InFile file;
     SafetensorsHeader header;
     explicit Safetensors(const std::string& path);
-    const TensorInfo* find(std::string_view name) const; // nullptr if there is none
+    Safetensors(const std::string& path, SafetensorsHeader (*read_header)(const InFile&)); // of another format
+    const TensorInfo* find(std::string_view name) const;                                   // nullptr if there is none
     // Elements first .. first + n - 1 of an F32, BF16 or F16 tensor as floats (exact); other types are an error.
     void read(float* out, const TensorInfo& t, size_t first, size_t n) const;
     // All of a matrix [R, C] of such a type, as out[C, R].
