@@ -57,6 +57,7 @@ struct Trainer { // what the arms of a run share
     std::vector<Arm> arms; // those of --recipe, then that of --noise-floor
     std::vector<std::vector<RecipeStage>> stages = {};
     Dump dump = {};
+    Tokenizer tokenizer = {};
     std::unique_ptr<Log> log = nullptr;
     uint64_t eval_windows() const {
         Batches all(*data.val, o.batch_size, T(), false, 0);
@@ -70,10 +71,10 @@ static void start_weights(GPT& g, const Options& o, const Recipe& r, uint64_t se
     o.init.empty() ? initialise(g, seed) : load_weights(g, o.init);
     disturb(g, r);
 }
-static void tell_sample(GPT& g, const Options& o, int64_t seed) {
-    std::vector<int> text = prompt_tokens(o.prompt, g.config.vocab);
-    size_t length = g.config.vocab <= 256 ? 400 : 100;
-    note("%s", ("sample:\n" + show_tokens(sample_tokens(g, text, (int)length, 0.8, 0, seed), g.config.vocab)).c_str());
+static void tell_sample(GPT& g, const Trainer& run, int64_t seed) {
+    std::vector<int> text = run.tokenizer.encode(run.o.prompt);
+    int length = g.config.vocab <= 256 ? 400 : 100;
+    note("%s", ("sample:\n" + run.tokenizer.decode(sample_tokens(g, text, length, 0.8, 0, seed))).c_str());
 }
 // Where the model stands between the order-0 entropy of the built-in corpus and its floor.
 static void tell_progress(const Options& o, double loss) {
@@ -188,10 +189,10 @@ static ArmEnd train_arm(Trainer& run, size_t i, int64_t seed, const NewestCheckp
             save(run, g, arm, seed, step);
         if (end.outcome == "done" && evaluates_at(o, step)) evaluate(step);
         if (end.outcome == "done" && o.sample_every && step % o.sample_every == 0 && step < o.steps)
-            tell_sample(g, o, seed);
+            tell_sample(g, run, seed);
     }
     end.ms = median(times), end.fingerprint = fingerprint_of(g);
-    if (end.outcome == "done" && !run.compares()) tell_progress(o, end.loss), tell_sample(g, o, seed);
+    if (end.outcome == "done" && !run.compares()) tell_progress(o, end.loss), tell_sample(g, run, seed);
     release(g);
     return end;
 }
@@ -351,7 +352,9 @@ static int train(const Options& o, const Resumed* before = nullptr) {
     data.train->vocab = data.val->vocab = config.vocab; // a token at or above is an error where it is read
     if (!o.init.empty() && o.given.count("seq-len") && o.seq_len > config.seq_len)
         fail("--seq-len %d: the checkpoint has %d positions", o.seq_len, config.seq_len);
-    Trainer run = {o, config, std::move(data), before ? o.resume : make_run_dir(o.out), arms, stages, dump};
+    Tokenizer tokenizer = open_tokenizer(o.tokenizer, {o.init, o.data}, config.vocab);
+    tokenizer.encode(o.prompt); // what is wrong with it is said now
+    Trainer run = {o, config, std::move(data), before ? o.resume : make_run_dir(o.out), arms, stages, dump, tokenizer};
     std::vector<ArmEnd> ends; // of arms that have ended before
     std::map<std::pair<std::string, int64_t>, NewestCheckpoint> reached; // by the others
     if (before) ends = read_ends(run.dir + "/arms.csv"), reached = where_to_go_on(run, ends, before->changed);

@@ -2,6 +2,7 @@
 #pragma once
 #include "lab/arms.cuh"
 #include "lab/harness.cuh"
+#include "run/tokenizer.h"
 
 inline void load(GPT& g, const std::string& path, int T, int B, std::vector<RecipeStage> stages = bf16_only) {
     Config config = read_config(path);
@@ -50,8 +51,9 @@ inline int sample_command(const Options& o) {
     set_machine(o);
     GPT g;
     load(g, o.args[0], 0, 1);
-    std::vector<int> text = prompt_tokens(o.prompt, g.config.vocab);
-    result(show_tokens(sample_tokens(g, text, o.tokens, o.temperature, o.top_k, o.seed), g.config.vocab));
+    Tokenizer tokenizer = open_tokenizer(o.tokenizer, {o.args[0]}, g.config.vocab);
+    std::vector<int> text = tokenizer.encode(o.prompt);
+    result(tokenizer.decode(sample_tokens(g, text, o.tokens, o.temperature, o.top_k, o.seed)));
     release(g);
     return 0;
 }

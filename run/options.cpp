@@ -98,6 +98,8 @@ static const OptionRow rows[] = {
     {"dump", "LAYER:OPERAND@STEP", {&Options::dump}, TRAIN, "(nothing)",
         "writes an operand (x, w or dy), its codes and scales in that step, h.0.mlp.c_fc:dy@10 for example, as safetensors"},
     {"prompt", "TEXT", {&Options::prompt}, TRAIN | SAMPLE, "(nothing)", "text to continue"},
+    {"tokenizer", "FILE", {&Options::tokenizer}, TRAIN | SAMPLE, "(the one beside the checkpoint or the data, if there is one)",
+        "gpt2_tokenizer.bin, vocab.json or tokenizer.json: how text becomes tokens where they are not bytes"},
     {"tokens", "N", {&Options::tokens, 1, MOST}, SAMPLE, "200", "how many to generate"},
     {"temperature", "X", {&Options::temperature, 0, 1000}, SAMPLE, "0.8", "divides the logits; 0: the likeliest token"},
     {"top-k", "N", {&Options::top_k, 0, INT_MAX}, SAMPLE, "0", "draw among the N likeliest tokens; 0: among all"},

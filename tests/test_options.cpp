@@ -58,6 +58,8 @@ static const std::vector<Sample> samples = {
     {"train", "dump", "lm_head:x@3", [](auto& o) { return o.dump == "lm_head:x@3"; }},
     {"bench", "casts", nullptr, [](auto& o) { return o.casts; }},
     {"train", "prompt", "Once upon", [](auto& o) { return o.prompt == "Once upon"; }},
+    {"train", "tokenizer", "t.bin", [](auto& o) { return o.tokenizer == "t.bin"; }},
+    {"sample", "tokenizer", "vocab.json", [](auto& o) { return o.tokenizer == "vocab.json"; }},
     {"sample", "tokens", "12", [](auto& o) { return o.tokens == 12; }},
     {"sample", "temperature", "0", [](auto& o) { return o.temperature == 0; }},
     {"sample", "top-k", "40", [](auto& o) { return o.top_k == 40; }},
