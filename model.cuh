@@ -12,9 +12,9 @@
 //   the BF16 values are gone by then.
 #pragma once
 #include "ops/adamw.cuh"
-#include "ops/attention.cuh"
 #include "ops/classifier.cuh"
 #include "ops/embedding.cuh"
+#include "ops/kv_cache.cuh"
 #include "ops/layernorm.cuh"
 #include "run/config.h"
 #include "run/random.h"
@@ -79,6 +79,7 @@ struct GPT {
     std::vector<RecipeStage> stages = bf16_only;
     int stage = 0;
     Pass pass;
+    Format kv = format_of_act(); // what attention's keys and values are rounded to
     Arena arena;
     Param wte, wpe; // (V, C) (T, C)
     std::vector<TransformerBlock> blocks;
@@ -390,21 +391,23 @@ inline void linear_backward(act* dx, Linear& l, const act* dy, const act* x, int
 }
 
 // --- forward -----------------------------------------------------------------------------------------------------
-// Mean loss in nats per token over B rows of T tokens, which stand in g.tokens and g.targets. With a gradient scale,
-// logits are left holding dlogits * scale.
-inline double gpt_forward(GPT& g, int B, int T, float dloss = 0) {
-    int N = B * T, C = g.config.channels, V = g.config.vocab;
-    Heads heads = {B, T, g.config.heads, C / g.config.heads};
+// g.lnf, what the head reads, of B rows of T tokens, which stand in g.tokens. With a cache they follow on cache->past
+// others, whose keys and values it holds; B is 1.
+inline void gpt_trunk(GPT& g, int B, int T, KvCache* cache = nullptr) {
+    int N = B * T, C = g.config.channels, past = cache ? cache->past : 0;
+    Heads heads = {B, T, g.config.heads, C / g.config.heads, past};
     size_t NC = (size_t)N * C;
     for_each_linear(g, [&](const std::string&, Linear& l) { // w keeps its copies for all microbatches of a step
         l.x.filled = l.dy.filled = false, l.w.filled &= g.pass.micro > 0;
     });
-    embedding_forward(g.x0, g.tokens, g.wte.w, g.wpe.w, B, T, C);
+    embedding_forward(g.x0, g.tokens, g.wte.w, g.wpe.w + (size_t)past * C, B, T, C);
     act* x = g.x0;
     for (TransformerBlock& b : g.blocks) {
         layernorm_forward(b.ln1, b.mean1, b.rstd1, x, b.ln_1.weight.w, b.ln_1.bias.w, N, C);
         linear_forward(b.qkv, b.attn_qkv, b.ln1, N);
-        attention_forward(b.att, b.lse, b.qkv, g.scratch, heads);
+        round_keys_values(b.qkv, g.kv, heads);
+        if (cache) attention_forward(b.att, b.lse, b.qkv, *cache, (int)(&b - g.blocks.data()), g.scratch, heads);
+        else attention_forward(b.att, b.lse, b.qkv, g.scratch, heads);
         linear_forward(g.branch, b.attn_proj, b.att, N);
         residual_forward(b.mid, x, g.branch, NC);
         layernorm_forward(b.ln2, b.mean2, b.rstd2, b.mid, b.ln_2.weight.w, b.ln_2.bias.w, N, C);
@@ -415,13 +418,26 @@ inline double gpt_forward(GPT& g, int B, int T, float dloss = 0) {
         x = b.out;
     }
     layernorm_forward(g.lnf, g.mean_f, g.rstd_f, x, g.ln_f.weight.w, g.ln_f.bias.w, N, C);
+}
+// Mean loss in nats per token over B rows of T tokens, which stand in g.tokens and g.targets. With a gradient scale,
+// logits are left holding dlogits * scale.
+inline double gpt_forward(GPT& g, int B, int T, float dloss = 0) {
+    int N = B * T;
+    gpt_trunk(g, B, T);
     linear_forward(g.logits, g.head, g.lnf, N);
     if (g.pass.training) update_scales(g, false);
-    classifier(g.losses, g.logits, g.targets, dloss, dloss != 0, N, V);
+    classifier(g.losses, g.logits, g.targets, dloss, dloss != 0, N, g.config.vocab);
     synchronize("forward");
     double sum = 0;
     for (int n = 0; n < N; n++) sum += g.losses[n];
     return sum / N;
+}
+// For sampling: g.logits (V), of the token after the T in g.tokens.
+inline void gpt_next(GPT& g, int T, KvCache* cache = nullptr) {
+    gpt_trunk(g, 1, T, cache);
+    linear_forward(g.logits, g.head, g.lnf + (size_t)(T - 1) * g.config.channels, 1);
+    if (cache) cache->past += T;
+    synchronize("next");
 }
 
 // --- backward: the mirror image ----------------------------------------------------------------------------------

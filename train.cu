@@ -19,18 +19,6 @@
 #include <memory>
 #include <unistd.h>
 
-// --- machine -----------------------------------------------------------------------------------------------------
-static void print_profile() {
-    std::vector<std::pair<std::string, Machine::Cost>> costs(machine.costs.begin(), machine.costs.end());
-    std::sort(costs.begin(), costs.end(), [](auto& a, auto& b) { return a.second.seconds > b.second.seconds; });
-    double total = 0;
-    for (auto& [name, c] : costs) total += c.seconds;
-    fprintf(stderr, "%-26s %8s %10s %6s %8s %9s\n", "operation", "calls", "ms", "%", "GB/s", "GFLOP/s");
-    for (auto& [name, c] : costs)
-        fprintf(stderr, "%-26s %8ld %10.2f %6.1f %8.1f %9.1f\n", name.c_str(), c.calls, c.seconds * 1e3,
-                100 * c.seconds / total, c.bytes / c.seconds / 1e9, c.flops / c.seconds / 1e9);
-}
-
 // --- training ----------------------------------------------------------------------------------------------------
 static double learning_rate(const Options& o, const Recipe& r, int64_t step) { // steps count from 1
     double lr = r.lr ? r.lr : o.lr;
@@ -74,7 +62,11 @@ static void start_weights(GPT& g, const Options& o, const Recipe& r, uint64_t se
 static void tell_sample(GPT& g, const Trainer& run, int64_t seed) {
     std::vector<int> text = run.tokenizer.encode(run.o.prompt);
     int length = g.config.vocab <= 256 ? 400 : 100;
-    note("%s", ("sample:\n" + run.tokenizer.decode(sample_tokens(g, text, length, 0.8, 0, seed))).c_str());
+    KvCache cache;
+    allocate(cache, g.kv, g.config.layers, g.T, g.config.channels);
+    text = sample_tokens(g, text, length, {.temperature = 0.8, .seed = (uint64_t)seed}, &cache);
+    release(cache);
+    note("%s", ("sample:\n" + run.tokenizer.decode(text)).c_str());
 }
 // Where the model stands between the order-0 entropy of the built-in corpus and its floor.
 static void tell_progress(const Options& o, double loss) {

@@ -45,6 +45,17 @@ inline std::string set_machine(const Options& o) { // returns its description
     return where;
 }
 
+inline void print_profile() {
+    std::vector<std::pair<std::string, Machine::Cost>> costs(machine.costs.begin(), machine.costs.end());
+    std::sort(costs.begin(), costs.end(), [](auto& a, auto& b) { return a.second.seconds > b.second.seconds; });
+    double total = 0;
+    for (auto& [name, c] : costs) total += c.seconds;
+    fprintf(stderr, "%-26s %8s %10s %6s %8s %9s\n", "operation", "calls", "ms", "%", "GB/s", "GFLOP/s");
+    for (auto& [name, c] : costs)
+        fprintf(stderr, "%-26s %8ld %10.2f %6.1f %8.1f %9.1f\n", name.c_str(), c.calls, c.seconds * 1e3,
+                100 * c.seconds / total, c.bytes / c.seconds / 1e9, c.flops / c.seconds / 1e9);
+}
+
 // --- weights -----------------------------------------------------------------------------------------------------
 inline std::vector<NamedTensor> named_tensors(GPT& g, real* Param::*of = &Param::w) { // masters, or moments
     std::vector<NamedTensor> all;
@@ -136,21 +147,24 @@ inline double mean_loss(GPT& g, const Batches& batches, uint64_t windows, bool r
     }
     return sum / windows;
 }
-// Continues `text` by `count` tokens; see draw_token(). g.B >= 1.
-inline std::vector<int> sample_tokens(GPT& g, std::vector<int> text, int count, double temperature, int top_k,
-                                      uint64_t seed) {
-    int V = g.config.vocab;
-    std::vector<double> last(V);
+// Continues `text` by `count` tokens; see draw_token(). The model sees the text, or its last g.T tokens, with positions
+// from 0; when a window of g.T tokens is full, the last half of it starts the next. A cache changes no token, unless a
+// recipe scales activations by what else is in the batch (`current`, nvfp4). g.B >= 1.
+inline std::vector<int> sample_tokens(GPT& g, std::vector<int> text, int count, const Draw& draw,
+                                      KvCache* cache = nullptr) {
+    std::vector<double> logits(g.config.vocab);
+    size_t T = g.T, start = text.size() - std::min(text.size(), T), done = start; // the cache holds text[start, done)
     g.pass.training = false;
     for (int i = 0; i < count; i++) {
+        if (text.size() - start > T) start = text.size() - std::max<size_t>(T / 2, 1), done = start;
+        if (cache) cache->past = (int)(done - start);
+        else done = start;
         g.pass.micro = i;
-        int T = (int)std::min<size_t>(text.size(), g.T);
-        std::copy(text.end() - T, text.end(), g.tokens);
-        std::fill(g.targets, g.targets + T, -1);
-        gpt_forward(g, 1, T);
-        const act* logits = g.logits + (size_t)(T - 1) * V;
-        for (int v = 0; v < V; v++) last[v] = (real)logits[v];
-        text.push_back(draw_token(last, temperature, top_k, random_uniform(seed, i)));
+        std::copy(text.begin() + done, text.end(), g.tokens);
+        gpt_next(g, (int)(text.size() - done), cache);
+        done = text.size();
+        for (size_t v = 0; v < logits.size(); v++) logits[v] = (real)g.logits[v];
+        text.push_back(draw_token(logits, draw, random_uniform(draw.seed, i)));
     }
     return text;
 }

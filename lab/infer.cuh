@@ -10,6 +10,11 @@ inline void load(GPT& g, const std::string& path, int T, int B, std::vector<Reci
     allocate(g, config, Use::inference, B, T ? T : config.seq_len, stages); // T 0: the checkpoint's
     load_weights(g, path);
 }
+inline Format kv_format(const Options& o) { // --kv-cache
+    for (Format f : {BF16, E4M3, E5M2})
+        if (o.kv_cache == f.name) return f;
+    return format_of_act();
+}
 inline int eval_command(const Options& o) {
     std::string device = set_machine(o);
     auto tokens = open_tokens(o.data);
@@ -23,6 +28,7 @@ inline int eval_command(const Options& o) {
     tokens->vocab = config.vocab;
     GPT g;
     load(g, o.args[0], o.seq_len, o.batch_size, stages);
+    g.kv = kv_format(o);
     Batches batches(*tokens, g.B, g.T, false, 0);
     uint64_t windows = batches.windows(), seen = std::min<uint64_t>(8 * (uint64_t)g.B, windows);
     note("%s. %s: %llu windows of %d tokens", device.c_str(), tokens->name.c_str(), (unsigned long long)windows, g.T);
@@ -42,6 +48,7 @@ inline int eval_command(const Options& o) {
             int calibrated = (int)((seen + g.B - 1) / g.B);
             json.set("calibrated", calibrated), line += format(" calibrated=%d", calibrated);
         }
+        if (!o.kv_cache.empty()) json.set("kv", o.kv_cache), line += " kv=" + o.kv_cache;
         result(o.json ? json.dump() : line);
     }
     release(g);
@@ -53,7 +60,18 @@ inline int sample_command(const Options& o) {
     load(g, o.args[0], 0, 1);
     Tokenizer tokenizer = open_tokenizer(o.tokenizer, {o.args[0]}, g.config.vocab);
     std::vector<int> text = tokenizer.encode(o.prompt);
-    result(tokenizer.decode(sample_tokens(g, text, o.tokens, o.temperature, o.top_k, o.seed)));
+    KvCache cache;
+    g.kv = kv_format(o);
+    if (!o.recompute) allocate(cache, g.kv, g.config.layers, g.T, g.config.channels);
+    Stopwatch watch;
+    Draw draw = {o.temperature, o.top_k, o.top_p, (uint64_t)o.seed};
+    text = sample_tokens(g, text, o.tokens, draw, o.recompute ? nullptr : &cache);
+    double ms = watch.ms();
+    result(tokenizer.decode(text));
+    std::string where = o.recompute ? "no cache" : format("cache %.0f KiB", cache.bytes / 1024.0);
+    note("%d tokens, %.0f tokens/s, %s (%s)", o.tokens, o.tokens / ms * 1e3, where.c_str(), g.kv.name);
+    if (machine.profile) print_profile();
+    if (!o.recompute) release(cache);
     release(g);
     return 0;
 }

@@ -3,6 +3,8 @@
 // with P rounded to act before it meets v, and in the backward pass dS rounded likewise, because they are GEMM operands
 // there. Only lse = log sum exp(S) is kept for the backward pass; P is made again from it.
 // - The row functions write S, P and dS of the whole batch to scratch, (B, NH, T, T) each: slow on purpose.
+// - Queries may be the last T of past + T tokens, whose keys and values a cache holds (kv_cache.cuh): forward only. A
+//   query's sums run over its keys in the same order with or without a cache, so it finds the same o.
 // - The CPU's twin goes head by head in tiles of 64 queries through the packed GEMM. Its sums run in the same order and
 //   what it adds beyond the diagonal is zero, so with --kernels portable the bits are the same (tested); with AMX the
 //   products differ by the bound in matmul_cpu.h.
@@ -13,6 +15,8 @@
 
 struct Heads {
     int B, T, NH, HS;
+    int past = 0; // tokens before the T queries; their keys and values are there too
+    HD int keys() const { return past + T; }
     HD size_t C() const { return (size_t)NH * HS; }
     HD size_t rows() const { return (size_t)B * NH * T; } // one per (b, h, t), in that order
     HD real scale() const { return 1 / sqrt_((real)HS); }
@@ -24,9 +28,16 @@ struct Heads {
     HD size_t v(Row r) const { return q(r) + 2 * C(); }
     HD size_t o(Row r) const { return (r.b * T + r.t) * C() + r.h * HS; }
 };
-struct AttentionScratch { // B * NH * T * T elements each; none for the CPU's twin
+struct AttentionScratch { // B * NH * T * (past + T) elements each; none for the CPU's twin
     real *s, *dp;
     act *p, *ds;
+};
+// Where the keys and values of all past + T tokens stand, and as what: in qkv, or in a cache (kv_cache.cuh).
+template <class KV> struct KeyValues {
+    const KV *k, *v;
+    size_t ld;   // from one token's to the next one's
+    size_t rows; // tokens from one window to the next
+    HD size_t at(Heads::Row r, Heads d) const { return r.b * rows * ld + r.h * d.HS; } // head h of token 0
 };
 
 // --- the definition, forward -------------------------------------------------------------------------------------
@@ -38,7 +49,8 @@ HD INLINE real softmax_row(Lanes g, act* p, const real* s, int n) {
     return log_(sum) + top;
 }
 // s[j] = a . b_j * scale for the n rows b_j of a matrix with leading dimension ld
-HD INLINE void dots_row(Lanes g, real* s, const act* a, const act* b, size_t ld, int n, int HS, real scale) {
+template <class T>
+HD INLINE void dots_row(Lanes g, real* s, const act* a, const T* b, size_t ld, int n, int HS, real scale) {
     g.each(n, [=](int j) {
         real dot = dot_in_pairs(HS, [&](int i) { return (real)a[i]; }, [&](int i) { return (real)b[j * ld + i]; });
         s[j] = dot * scale;
@@ -46,22 +58,25 @@ HD INLINE void dots_row(Lanes g, real* s, const act* a, const act* b, size_t ld,
     g.sync();
 }
 // y[i] = sum over j < n, in pair order, of p[j * stride] b[j * ld + i]
-HD INLINE void weighted_rows(Lanes g, act* y, const act* p, size_t stride, const act* b, size_t ld, int n, int HS) {
+template <class T>
+HD INLINE void weighted_rows(Lanes g, act* y, const act* p, size_t stride, const T* b, size_t ld, int n, int HS) {
     g.each(HS, [=](int i) {
         auto pj = [&](int j) { return (real)p[j * stride]; };
         y[i] = act(dot_in_pairs(n, pj, [&](int j) { return (real)b[j * ld + i]; }));
     });
 }
-HD inline void attention_row(Lanes g, act* o, real* lse, const act* qkv, AttentionScratch scratch, Heads d, size_t n) {
-    Heads::Row r = d.row(n), key0 = {r.b, r.h, 0};
-    int keys = (int)r.t + 1;
-    real* s = scratch.s + n * d.T;
-    act* p = scratch.p + n * d.T;
-    dots_row(g, s, qkv + d.q(r), qkv + d.k(key0), 3 * d.C(), keys, d.HS, d.scale());
+template <class KV>
+HD inline void attention_row(Lanes g, act* o, real* lse, const act* qkv, KeyValues<KV> kv, AttentionScratch scratch, Heads d,
+                             size_t n) {
+    Heads::Row r = d.row(n);
+    int keys = d.past + (int)r.t + 1;
+    real* s = scratch.s + n * d.keys();
+    act* p = scratch.p + n * d.keys();
+    dots_row(g, s, qkv + d.q(r), kv.k + kv.at(r, d), kv.ld, keys, d.HS, d.scale());
     real l = softmax_row(g, p, s, keys);
     if (g.first()) lse[n] = (real)l;
     g.sync();
-    weighted_rows(g, o + d.o(r), p, 1, qkv + d.v(key0), 3 * d.C(), keys, d.HS);
+    weighted_rows(g, o + d.o(r), p, 1, kv.v + kv.at(r, d), kv.ld, keys, d.HS);
 }
 
 // --- the definition, backward ------------------------------------------------------------------------------------
@@ -99,24 +114,26 @@ HD inline void attention_backward_key(Lanes g, act* dqkv, const act* dout, const
 // --- the CPU's twin ----------------------------------------------------------------------------------------------
 constexpr int QUERIES = 64; // a tile; even, so that pairs of the sums over queries start where the definition's do
 
-inline void attention_forward_head(act* o, real* lse, const act* qkv, Heads d, size_t b, size_t h) {
+template <class KV>
+void attention_forward_head(act* o, real* lse, const act* qkv, KeyValues<KV> kv, Heads d, size_t b, size_t h) {
     static thread_local std::vector<real> s;
     static thread_local std::vector<act> p;
-    size_t C = d.C();
+    size_t C = d.C(), at = kv.at({b, h, 0}, d);
     for (int t0 = 0; t0 < d.T; t0 += QUERIES) {
-        int R = std::min(QUERIES, d.T - t0), keys = t0 + R;
-        Heads::Row first = {b, h, (size_t)t0}, key0 = {b, h, 0};
+        int R = std::min(QUERIES, d.T - t0), keys = d.past + t0 + R;
+        Heads::Row first = {b, h, (size_t)t0};
         s.resize((size_t)R * keys), p.resize((size_t)R * keys);
         matmul_here({.out = s.data(), .out_elem = Elem::f32, .ld_out = (size_t)keys, .M = R, .N = keys, .K = d.HS,
-                     .a = rows_of(qkv + d.q(first), 3 * C), .b = rows_of(qkv + d.k(key0), 3 * C),
+                     .a = rows_of(qkv + d.q(first), 3 * C), .b = rows_of(kv.k + at, kv.ld),
                      .scale_a = (float)d.scale()});
         for (int r = 0; r < R; r++) {
             act* row = p.data() + (size_t)r * keys;
-            lse[(b * d.NH + h) * d.T + t0 + r] = softmax_row(Lanes(), row, s.data() + (size_t)r * keys, t0 + r + 1);
-            std::fill(row + t0 + r + 1, row + keys, act(0.0f));
+            int own = d.past + t0 + r + 1;
+            lse[(b * d.NH + h) * d.T + t0 + r] = softmax_row(Lanes(), row, s.data() + (size_t)r * keys, own);
+            std::fill(row + own, row + keys, act(0.0f));
         }
         matmul_here({.out = o + d.o(first), .out_elem = elem<act>, .ld_out = C, .M = R, .N = d.HS, .K = keys,
-                     .a = rows_of(p.data(), keys), .b = columns_of(qkv + d.v(key0), 3 * C)});
+                     .a = rows_of(p.data(), keys), .b = columns_of(kv.v + at, kv.ld)});
     }
 }
 inline void attention_backward_head(act* dqkv, const act* dout, const act* qkv, const act* o, const real* lse, Heads d,
@@ -165,14 +182,20 @@ template <class Head> void for_heads(const char* name, double bytes, double flop
         for (int i = 0; i < d.B * d.NH; i++) head(i / d.NH, i % d.NH);
     });
 }
-// o (B, T, C); lse (B, NH, T), kept for the backward pass; qkv (B, T, 3C)
-inline void attention_forward(act* o, real* lse, const act* qkv, AttentionScratch scratch, Heads d) {
-    double bytes = 4.0 * d.B * d.T * d.C() * sizeof(act), flops = 2.0 * d.B * d.T * (d.T + 1) * d.C();
+// o (B, T, C); lse (B, NH, T), kept for the backward pass; qkv (B, T, 3C), of which a cache's kv leaves only q to read
+template <class KV>
+void attention_forward(act* o, real* lse, const act* qkv, KeyValues<KV> kv, AttentionScratch scratch, Heads d) {
+    double C = d.C(), bytes = 2.0 * d.B * (d.T * C * sizeof(act) + d.keys() * C * sizeof(KV));
+    double flops = 2.0 * d.B * d.T * (2 * d.past + d.T + 1) * C;
     if (attention_needs_scratch())
         return for_rows("attention", bytes, d.rows(), [=] HD(Lanes g, int n) {
-            attention_row(g, o, lse, qkv, scratch, d, n);
+            attention_row(g, o, lse, qkv, kv, scratch, d, n);
         }, flops);
-    for_heads("attention", bytes, flops, d, [=](int b, int h) { attention_forward_head(o, lse, qkv, d, b, h); });
+    for_heads("attention", bytes, flops, d, [=](int b, int h) { attention_forward_head(o, lse, qkv, kv, d, b, h); });
+}
+inline void attention_forward(act* o, real* lse, const act* qkv, AttentionScratch scratch, Heads d) {
+    KeyValues<act> kv = {qkv + d.C(), qkv + 2 * d.C(), 3 * d.C(), (size_t)d.T};
+    attention_forward(o, lse, qkv, kv, scratch, d);
 }
 // dqkv (B, T, 3C) is written whole; dout, o (B, T, C)
 inline void attention_backward(act* dqkv, const act* dout, const act* qkv, const act* o, const real* lse,

@@ -3,17 +3,34 @@
 #include <algorithm>
 #include <cmath>
 
-int draw_token(const std::vector<double>& logits, double temperature, int top_k, double u) {
-    int V = (int)logits.size(), keep = temperature == 0 ? 1 : top_k > 0 ? std::min(top_k, V) : V;
-    std::vector<std::pair<double, int>> p(V);
-    for (int v = 0; v < V; v++) p[v] = {logits[v], v};
-    std::partial_sort(p.begin(), p.begin() + keep, p.end(), [](auto& a, auto& b) {
-        return a.first != b.first ? a.first > b.first : a.second < b.second;
-    });
-    double sum = 0, top = p[0].first;
-    for (int k = 0; k < keep; k++) sum += p[k].first = temperature ? exp((p[k].first - top) / temperature) : 1;
+int draw_token(const std::vector<double>& logits, const Draw& draw, double u) {
+    int V = (int)logits.size(), sorted = 0;
+    int keep = draw.temperature == 0 ? 1 : draw.top_k > 0 ? std::min(draw.top_k, V) : V;
+    std::vector<std::pair<double, int>> order(V);
+    for (int v = 0; v < V; v++) order[v] = {logits[v], v};
+    auto likelier = [](auto& a, auto& b) { return a.first != b.first ? a.first > b.first : a.second < b.second; };
+    double top = *std::max_element(logits.begin(), logits.end()), sum = 0;
+    auto weight = [&](double logit) { return draw.temperature ? exp((logit - top) / draw.temperature) : 1; };
+    auto weight_at = [&](int k) { // sorted as far as anybody looks: most often a few of 50,000
+        if (k >= sorted) {
+            int more = std::min(keep, std::max(64, 16 * sorted));
+            std::partial_sort(order.begin() + sorted, order.begin() + more, order.end(), likelier);
+            sorted = more;
+        }
+        return weight(order[k].first);
+    };
+    if (keep == V)
+        for (double logit : logits) sum += weight(logit);
+    else
+        for (int k = 0; k < keep; k++) sum += weight_at(k);
+    if (draw.top_p < 1) {
+        double enough = draw.top_p * sum;
+        int k = 1;
+        for (sum = weight_at(0); k < keep && sum < enough; k++) sum += weight_at(k);
+        keep = k;
+    }
     u *= sum;
     int k = 0;
-    while (k + 1 < keep && (u -= p[k].first) >= 0) k++;
-    return p[k].second;
+    while ((u -= weight_at(k)) >= 0 && k + 1 < keep) k++;
+    return order[k].second;
 }
