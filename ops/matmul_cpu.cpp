@@ -612,6 +612,41 @@ TARGET(AVX512 ",amx-tile,amx-bf16") static void tile_amx(const Gemm& g, const Pl
     tile<multiply_amx, pack_pairs, true>(g, p, w, i);
     tile_end();
 }
+// Few rows of a: memory decides, for each element of b is read for them alone. So out^T = b a^T, where b is what tiles
+// take from memory as it is, 32 rows at a time, and only a is packed, once. The products and their order are the same.
+static bool is_thin(const Gemm& g) {
+    return g.M <= 16 && g.b.elem == Elem::bf16 && g.b.k_contiguous && g.K > 0 && g.K <= A_CHUNKS / 2 * 32;
+}
+TARGET(AVX512 ",amx-tile,amx-bf16") static void tile_thin(const Gemm& g, const Plan& p, Workspace& w, int64_t index) {
+    const int total = ceil_div(g.K, 32), whole = g.K / 32;
+    if (w.a_held != 0) pack_pairs({w.a, true, 0, g.M, g.K, 0, total}, g.a);
+    w.a_held = 0;
+    tile_begin();
+    const size_t from = index * p.nc, to = std::min<size_t>(from + p.nc, g.N);
+    for (size_t n0 = from; n0 < to; n0 += 32) {
+        const int n = (int)std::min<size_t>(to - n0, 32);
+        alignas(64) float sums[32][16], c[16][32];
+        tile_zero<0>(), tile_zero<1>();
+        for (int k = 0; k < total; k++) {
+            const uint16_t* b = (const uint16_t*)g.b.data + n0 * g.b.ld + k * 32;
+            size_t half = 16 * g.b.ld, bytes = 2 * g.b.ld;
+            if (n < 32 || k >= whole) { // ragged
+                pack_pairs({w.b, false, n0, n, g.K, (size_t)k * 32, 1}, g.b);
+                b = (const uint16_t*)w.b, half = 2 * CHUNK, bytes = 64;
+            } else
+                for (int i = 0; i < 32; i++) __builtin_prefetch(b + (i + 32) * g.b.ld, 0, 2); // hardware follows fewer streams
+            tile_load<4>(b, bytes), tile_load<6>(w.a + k * CHUNK, 64);
+            tile_dot_bf16<0, 4, 6>();
+            tile_load<5>(b + half, bytes);
+            tile_dot_bf16<1, 5, 6>();
+        }
+        tile_store<0>(sums[0], 64), tile_store<1>(sums[16], 64);
+        for (int m = 0; m < g.M; m++)
+            for (int i = 0; i < 32; i++) c[m][i] = sums[i][m];
+        finish(g, c[0], 0, n0, g.M, n);
+    }
+    tile_end();
+}
 #endif
 
 // --- which kernel ----------------------------------------------------------------------------------------------------
@@ -619,6 +654,7 @@ struct Kernel {
     const char* name;
     bool pairs; // BF16 operands only, a dword holds two
     Tile* tile; // null: this machine lacks it
+    Tile* thin = nullptr; // for is_thin(), if that is faster
 };
 static bool has_amx() { // the instructions, and the system's leave to use their 8 KB of registers
 #if defined(__x86_64__) && defined(__linux__)
@@ -644,7 +680,7 @@ static const Kernel& kernel_for(CpuKernel which) {
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
         at(avx512) = {"AVX-512 FP32", false, wide ? tile_avx512 : nullptr};
         at(dot) = {"AVX-512 BF16 dot product", true, wide && __builtin_cpu_supports("avx512bf16") ? tile_dot : nullptr};
-        at(amx) = {"AMX BF16", true, wide && has_amx() ? tile_amx : nullptr};
+        at(amx) = {"AMX BF16", true, wide && has_amx() ? tile_amx : nullptr, tile_thin};
         const bool prefer_dot = __builtin_cpu_is("amd"); // twice the rate of FP32 fma there, half of it on Intel
 #else
         at(avx2).name = "AVX2 FP32", at(avx512).name = "AVX-512 FP32", at(dot).name = "AVX-512 BF16 dot product";
@@ -715,19 +751,24 @@ void matmul_cpu(const Gemm& g, CpuKernel which) {
     int threads = 1;
 #ifdef _OPENMP
     const double flop = 2.0 * g.M * g.N * std::max(g.K, 16);
-    if (!omp_in_parallel()) threads = (int)std::clamp(flop / 2e6, 1.0, (double)omp_get_max_threads());
+    const double work = std::max(flop / 2e6, (double)g.N * g.K / 4e5); // of either a thread does about 20 us
+    if (!omp_in_parallel()) threads = (int)std::clamp(work, 1.0, (double)omp_get_max_threads());
 #endif
-    const Plan p = plan(g, kernel.pairs ? 32 : 16, threads);
+    const bool thin = kernel.thin && is_thin(g);
+    Plan p;
+    if (thin) p.mt = 1, p.nc = round_up(ceil_div(g.N, threads == 1 ? 1 : 4 * threads), 32), p.nt = ceil_div(g.N, p.nc);
+    else p = plan(g, kernel.pairs ? 32 : 16, threads);
     const int64_t tiles = (int64_t)p.mt * p.nt;
+    Tile* const tile = thin ? kernel.thin : kernel.tile;
     if (threads == 1) { // a parallel region of one costs 0.5 us
         Workspace& w = workspace();
-        for (int64_t i = 0; i < tiles; i++) kernel.tile(g, p, w, i);
+        for (int64_t i = 0; i < tiles; i++) tile(g, p, w, i);
         return;
     }
 #pragma omp parallel num_threads(threads)
     {
         Workspace& w = workspace();
 #pragma omp for schedule(dynamic) nowait
-        for (int64_t i = 0; i < tiles; i++) kernel.tile(g, p, w, i);
+        for (int64_t i = 0; i < tiles; i++) tile(g, p, w, i);
     }
 }

@@ -405,6 +405,42 @@ TEST_CASE("matmul_cpu: any number of threads, and a parallel region around it, g
     omp_set_num_threads(before);
 #endif
 }
+TEST_CASE("matmul_cpu: rows come out the same alone, or few, as among many, whatever the kernel and the threads") {
+    Random r(77); // what sampling with a cache rests on; 8192 is where few rows no longer fit a workspace
+    for (auto [N, K] : {std::pair(1, 1), {31, 32}, {33, 64}, {100, 97}, {64, 31}, {520, 768}, {40, 8192}, {40, 8193}})
+        for (bool k_contiguous : {true, false}) {
+            const int M = 40;
+            Matrix a(r, Elem::bf16, true, M, K), b(r, Elem::bf16, k_contiguous, N, K);
+            for (CpuKernel kernel : all_kernels) {
+                if (!cpu_kernel_available(kernel)) continue;
+                auto rows = [&](int first, int count) {
+                    std::vector<float> out((size_t)count * N, NAN);
+                    Operand some = a.operand();
+                    some.data = (const uint16_t*)some.data + first * a.ld;
+                    matmul_cpu({.out = out.data(), .out_elem = Elem::f32, .ld_out = (size_t)N, .M = count, .N = N,
+                                .K = K, .a = some, .b = b.operand()}, kernel);
+                    return out;
+                };
+                CAPTURE(cpu_kernel_name(kernel));
+                INFO(N, " x ", K, ", k contiguous ", k_contiguous);
+                const std::vector<float> whole = rows(0, M);
+                for (int threads : {1, 3}) {
+#ifdef _OPENMP
+                    int before = omp_get_max_threads();
+                    omp_set_num_threads(threads);
+#endif
+                    for (auto [first, count] : {std::pair(0, 1), {39, 1}, {5, 2}, {8, 16}, {3, 17}}) {
+                        std::vector<float> some = rows(first, count);
+                        CHECK(!memcmp(some.data(), whole.data() + (size_t)first * N, some.size() * sizeof(float)));
+                    }
+#ifdef _OPENMP
+                    omp_set_num_threads(before);
+#endif
+                    (void)threads;
+                }
+            }
+        }
+}
 TEST_CASE("matmul_cpu: infinities and NaN reach their own row and column, and padding adds none") {
     Random r(7);
     const float inf = INFINITY;
