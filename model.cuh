@@ -148,11 +148,12 @@ template <class F> void for_each_linear(GPT& g, F f) {
 
 // --- recipes -----------------------------------------------------------------------------------------------------
 inline void store_as(Linear& l, const Recipe& r) {
-    l.x.cast = r.x, l.w.cast = r.w, l.dy.cast = r.dy;
+    l.x.cast = r.x, l.dy.cast = r.dy;
+    if (!l.w.frozen) l.w.cast = r.w;
     auto gemms = [](Quantizer& q, bool cols, bool rows) {
         q.quantized[0] = cols && is_quantized(q.cast), q.quantized[1] = rows && is_quantized(q.cast);
     };
-    gemms(l.x, r.fprop, r.wgrad), gemms(l.w, r.fprop, r.dgrad), gemms(l.dy, r.dgrad, r.wgrad);
+    gemms(l.x, r.fprop, r.wgrad), gemms(l.w, r.fprop || l.w.frozen, r.dgrad), gemms(l.dy, r.dgrad, r.wgrad);
 }
 // f(linear, the recipe that rules it in stage k)
 template <class F> void for_each_ruled(GPT& g, int k, F f) {
@@ -398,7 +399,7 @@ inline void gpt_trunk(GPT& g, int B, int T, KvCache* cache = nullptr) {
     Heads heads = {B, T, g.config.heads, C / g.config.heads, past};
     size_t NC = (size_t)N * C;
     for_each_linear(g, [&](const std::string&, Linear& l) { // w keeps its copies for all microbatches of a step
-        l.x.filled = l.dy.filled = false, l.w.filled &= g.pass.micro > 0;
+        l.x.filled = l.dy.filled = false, l.w.filled &= g.pass.micro > 0 || l.w.frozen;
     });
     embedding_forward(g.x0, g.tokens, g.wte.w, g.wpe.w + (size_t)past * C, B, T, C);
     act* x = g.x0;

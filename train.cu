@@ -488,6 +488,7 @@ int main(int argc, char** argv) {
         if (o.help) return fputs(help_text(o.command).c_str(), stdout), 0;
         const std::pair<const char*, int (*)(const Options&)> commands[] = {
             {"train", train_command}, {"eval", eval_command}, {"sample", sample_command}, {"inspect", inspect_command},
+            {"export", export_command},
             {"recipes", recipes_command}, {"bench", bench_command}, {"scan", scan_command}, {"report", report_command},
             {"cast", cast_command}, {"formats", formats_command},
         };

@@ -1,54 +1,149 @@
 // What a checkpoint is for: its loss under a recipe, and text.
 #pragma once
 #include "lab/arms.cuh"
+#include "lab/export.cuh"
 #include "lab/harness.cuh"
 #include "run/tokenizer.h"
+#include <optional>
 
-inline void load(GPT& g, const std::string& path, int T, int B, std::vector<RecipeStage> stages = bf16_only) {
+inline void load(GPT& g, Exported& file, int T, int B, std::vector<RecipeStage> stages = bf16_only) {
+    const std::string& path = file.file.file.path;
     Config config = read_config(path);
     if (T > config.seq_len) fail("--seq-len %d: %s has %d positions", T, path.c_str(), config.seq_len);
+    if (!file.format.empty()) freeze(g, file, config);
     allocate(g, config, Use::inference, B, T ? T : config.seq_len, stages); // T 0: the checkpoint's
-    load_weights(g, path);
+    if (file.format.empty()) load_weights(g, path);
+    else load_export(g, file);
+}
+// The loss, in BF16 and on the same windows, of what an evaluation is compared with: --against, or the checkpoint that
+// an export was made from, if it is there and is still the same. None, and a note why, where there is no such thing.
+inline std::optional<double> loss_to_compare(const Options& o, const Exported& file, const Batches& batches) try {
+    std::string path = o.against.empty() ? file.source : o.against;
+    if (o.against.empty() && file.format.empty()) return {};
+    Exported other(path);
+    GPT g;
+    load(g, other, batches.T, batches.B);
+    if (o.against.empty() && format("%016llx", (unsigned long long)fingerprint_of(g)) != file.fingerprint)
+        fail("%s: has other weights than those the export was made from", path.c_str());
+    double loss = mean_loss(g, batches, batches.windows());
+    release(g);
+    return loss;
+} catch (const Error& e) {
+    if (!o.against.empty()) throw;
+    note("no difference to what the export was made from: %s. hint: --against CKPT", e.what());
+    return {};
+}
+// How many elements of linears' inputs lie beyond what a delayed scale brings into the format, and become its largest.
+struct Saturation {
+    double beyond = 0, count = 0;
+    double percent() const { return count ? 100 * beyond / count : 0; }
+};
+inline void watch_saturation(GPT& g, Saturation* s) { // null: no longer
+    for_each_linear(g, [&](const std::string&, Linear& l) {
+        l.x.watch = nullptr;
+        if (s) l.x.watch = [&g, s](const Tensor& t) {
+            const Quantizer& q = *t.quantizer;
+            if (!q.is_cast() || q.cast.scaling != Scaling::delayed) return;
+            const act* x = t.data;
+            const float* scale = &q.copies[0].factors->scale;
+            float max = q.cast.elem.max;
+            real* beyond = g.losses; // of each row; nobody needs them yet
+            int C = t.cols;
+            for_rows("saturation", (double)t.rows * C * sizeof(act), t.rows, [=] HD(Lanes g, int r) {
+                real n = g.sum(C, [=](real x) { return (real)((float)x * *scale > max || (float)x * *scale < -max); },
+                               x + (size_t)r * C);
+                if (g.first()) beyond[r] = n;
+            });
+            synchronize("saturation");
+            for (int r = 0; r < t.rows; r++) s->beyond += beyond[r];
+            s->count += (double)t.rows * C;
+        };
+    });
 }
 inline Format kv_format(const Options& o) { // --kv-cache
     for (Format f : {BF16, E4M3, E5M2})
         if (o.kv_cache == f.name) return f;
     return format_of_act();
 }
+inline std::string state_path(const std::string& checkpoint) {
+    return std::filesystem::path(model_path(checkpoint)).replace_filename("state.safetensors");
+}
+inline bool has_scales(const std::string& checkpoint) {
+    if (!std::filesystem::exists(state_path(checkpoint))) return false;
+    Safetensors state(state_path(checkpoint));
+    auto& all = state.header.tensors;
+    return std::any_of(all.begin(), all.end(), [](auto& t) { return t.name.starts_with("scale."); });
+}
+// The scales of x and w that a run's checkpoint holds, as its next step would use them: whether it has all that a stage
+// of g needs. Enters stage 0; the stage entered next makes its scales of their histories.
+inline bool restore_scales(GPT& g, const std::string& checkpoint) {
+    Safetensors state(state_path(checkpoint));
+    set_stage(g, 0), forget_scales(g);
+    bool all = true;
+    for_each_operand(g, [&](const std::string& layer, const char* operand, Quantizer& q) {
+        if (!q.delayed) return;
+        const TensorInfo *scale = state.find("scale." + layer + "." + operand),
+                         *history = state.find("amax_history." + layer + "." + operand);
+        all = all && scale && history && scale->count() == 1 && scale->dtype == "F32" && history->dtype == "F32";
+        if (!all) return;
+        size_t n = std::min<size_t>(history->count(), g.history_len);
+        float* ring = g.history + (q.delayed - g.delayed) * g.history_len; // the newest stands last
+        state.read(&q.delayed->scale, *scale, 0, 1);
+        state.read(ring + g.history_len - n, *history, history->count() - n, n);
+    });
+    if (!all) forget_scales(g);
+    return all;
+}
 inline int eval_command(const Options& o) {
     std::string device = set_machine(o);
     auto tokens = open_tokens(o.data);
     Config config = read_config(o.args[0]);
+    Exported file(o.args[0]);
+    bool given = o.given.count("calibrate"), calibrates = given || !has_scales(o.args[0]);
     std::vector<RecipeStage> stages = bf16_only; // and of each arm the stage that it ends in
     for (const Arm& arm : o.arms) {
         stages.push_back(stages_of(arm, o, config.layers).back());
         Recipe& r = stages.back().recipe;
-        r.amax_history_len = 8, r.amax_compute_algo = Algo::max; // calibration counts all its batches
+        if (calibrates) r.amax_history_len = o.calibrate, r.amax_compute_algo = Algo::max; // all its batches count
+        if (!file.format.empty()) adapt(stages.back(), file, arm, o.native);
     }
     tokens->vocab = config.vocab;
+    Batches batches(*tokens, o.batch_size, o.seq_len ? o.seq_len : config.seq_len, false, 0);
+    std::optional<double> reference = loss_to_compare(o, file, batches);
     GPT g;
-    load(g, o.args[0], o.seq_len, o.batch_size, stages);
+    load(g, file, o.seq_len, o.batch_size, stages);
     g.kv = kv_format(o);
-    Batches batches(*tokens, g.B, g.T, false, 0);
-    uint64_t windows = batches.windows(), seen = std::min<uint64_t>(8 * (uint64_t)g.B, windows);
+    uint64_t windows = batches.windows(), seen = std::min<uint64_t>(o.calibrate * (uint64_t)g.B, windows);
     note("%s. %s: %llu windows of %d tokens", device.c_str(), tokens->name.c_str(), (unsigned long long)windows, g.T);
     double outlier = 1, calibrated = 0; // in the weights; when they were calibrated
     for (size_t i = 0; i < o.arms.size(); i++) {
         const Recipe& r = stages[i + 1].recipe;
         if (r.outlier != outlier) scale_outlier(g, (float)(r.outlier / outlier)), outlier = r.outlier;
-        // Weights carry no scales: for recipes with delayed ones the first batches, in BF16, set them.
-        if (any_delayed(r) && calibrated != outlier)
+        // An export may have scales, and a run's checkpoint has its own; other weights carry none, and for recipes with
+        // delayed ones the first batches, in BF16, set them.
+        bool of_export = !file.input_amax.empty() && !given,
+             from_file = any_delayed(r) && (of_export || (!calibrates && r.outlier == 1 && restore_scales(g, o.args[0])));
+        if (any_delayed(r) && calibrated != outlier && !from_file)
             set_stage(g, 0), forget_scales(g), mean_loss(g, batches, seen, true), calibrated = outlier;
         set_stage(g, (int)i + 1);
+        if (from_file && of_export) restore_scales(g, file);
+        Saturation saturation;
+        watch_saturation(g, any_delayed(r) ? &saturation : nullptr);
         double loss = mean_loss(g, batches, windows);
+        watch_saturation(g, nullptr);
         int64_t count = (int64_t)windows * g.T;
         Json json = Json(Json::Object).set("recipe", o.arms[i].text).set("loss", loss).set("tokens", count);
         std::string line = eval_line(o.arms[i].text, loss, count);
-        if (any_delayed(r)) {
+        if (from_file) json.set("scales", "file"), line += " scales=file";
+        else if (any_delayed(r)) {
             int calibrated = (int)((seen + g.B - 1) / g.B);
             json.set("calibrated", calibrated), line += format(" calibrated=%d", calibrated);
         }
         if (!o.kv_cache.empty()) json.set("kv", o.kv_cache), line += " kv=" + o.kv_cache;
+        if (any_delayed(r))
+            json.set("saturation", saturation.percent()), line += format(" saturation=%.4f%%", saturation.percent());
+        if (!file.format.empty()) json.set("weights", file.format), line += " weights=" + file.format;
+        if (reference) json.set("difference", loss - *reference), line += format(" difference=%+.6f", loss - *reference);
         result(o.json ? json.dump() : line);
     }
     release(g);
@@ -56,8 +151,9 @@ inline int eval_command(const Options& o) {
 }
 inline int sample_command(const Options& o) {
     set_machine(o);
+    Exported file(o.args[0]);
     GPT g;
-    load(g, o.args[0], 0, 1);
+    load(g, file, 0, 1);
     Tokenizer tokenizer = open_tokenizer(o.tokenizer, {o.args[0]}, g.config.vocab);
     std::vector<int> text = tokenizer.encode(o.prompt);
     KvCache cache;

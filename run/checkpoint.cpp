@@ -21,25 +21,28 @@ static std::vector<int64_t> file_shape(const NamedTensor& p) {
     return p.conv1d ? std::vector<int64_t>(p.shape.rbegin(), p.shape.rend()) : p.shape;
 }
 
+std::string model_path(const std::string& path) {
+    std::error_code ec;
+    if (!fs::is_directory(path, ec)) return path;
+    if (!fs::exists(fs::path(path) / MODEL, ec))
+        fail("%s: no %s in it. hint: for a pytorch_model.bin or shards, load the model in transformers and call "
+             "save_pretrained(DIR, max_shard_size=\"100GB\")",
+             path.c_str(), MODEL);
+    return fs::path(path) / MODEL;
+}
+
+Safetensors open_model(const std::string& path) {
+    std::string file = model_path(path);
+    return file.ends_with(".bin") ? Safetensors(file, read_llmc) : Safetensors(file);
+}
+
 // The tensors of a file by their published names, masks left out.
 struct OpenCheckpoint {
     Safetensors file;
     bool llmc; // matrices lie as ours
     std::map<std::string, const TensorInfo*> tensors;
 
-    static std::string model_path(const std::string& path) {
-        std::error_code ec;
-        if (!fs::is_directory(path, ec)) return path;
-        if (!fs::exists(fs::path(path) / MODEL, ec))
-            fail("%s: no %s in it. hint: for a pytorch_model.bin or shards, load the model in transformers and call "
-                 "save_pretrained(DIR, max_shard_size=\"100GB\")",
-                 path.c_str(), MODEL);
-        return fs::path(path) / MODEL;
-    }
-    static Safetensors open(const std::string& path) {
-        return path.ends_with(".bin") ? Safetensors(path, read_llmc) : Safetensors(path);
-    }
-    explicit OpenCheckpoint(const std::string& path) : file(open(model_path(path))), llmc(file.header.heads) {
+    explicit OpenCheckpoint(const std::string& path) : file(open_model(path)), llmc(file.header.heads) {
         for (const TensorInfo& t : file.header.tensors) {
             std::string name = t.name.starts_with("transformer.") ? t.name.substr(12) : t.name;
             bool mask = name.starts_with("h.") && (name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"));
@@ -115,16 +118,20 @@ static Config config_of(const OpenCheckpoint& ckpt, int heads) {
 }
 Config read_config(const std::string& path, int heads) { return config_of(OpenCheckpoint(path), heads); }
 
-static size_t elements(const NamedTensor& p) {
-    return std::accumulate(p.shape.begin(), p.shape.end(), (size_t)1, std::multiplies<>());
+static size_t elements(const std::vector<int64_t>& shape) {
+    return std::accumulate(shape.begin(), shape.end(), (size_t)1, std::multiplies<>());
 }
 void load_checkpoint(const std::string& path, const std::vector<NamedTensor>& params) {
     OpenCheckpoint ckpt(path);
-    std::string dir = fs::path(ckpt.path()).parent_path();
-    if (fs::exists(fs::path(dir) / SUMS)) verify_checkpoint(dir.empty() ? "." : dir);
+    verify_model(ckpt.path());
     std::map<std::string, const TensorInfo*> unknown = ckpt.tensors;
     const TensorInfo* head = unknown.contains("lm_head.weight") ? unknown["lm_head.weight"] : nullptr;
     unknown.erase("lm_head.weight");
+    for (auto& [name, t] : unknown)
+        if (name.ends_with("_scale"))
+            fail("%s: an export for inference, with %s: eval, sample and inspect take it. hint: start from the "
+                 "checkpoint that it was made from",
+                 ckpt.path(), t->text().c_str());
     for (const NamedTensor& p : params) {
         std::string expected = Json(ckpt.shape_of(p)).dump();
         auto it = unknown.find(p.name);
@@ -181,8 +188,12 @@ static std::vector<TensorOut> as_f32(const std::vector<NamedTensor>& tensors) {
     return out;
 }
 
-void save_checkpoint(const std::string& path, const Config& c, const std::vector<NamedTensor>& params,
+void save_checkpoint(const std::string& dir, const Config& c, const std::vector<NamedTensor>& params,
                      const TrainingState* state) {
+    save_model(dir, c, as_f32(params), {{"format", "pt"}}, Json(), state);
+}
+void save_model(const std::string& path, const Config& c, const std::vector<TensorOut>& tensors, const TextMap& metadata,
+                const Json& quantization, const TrainingState* state) {
     std::string dir = path.substr(0, path.find_last_not_of('/') + 1), tmp = dir + ".tmp", old = dir + ".old";
     Json end_of_text = c.vocab > 50256 ? Json(50256) : Json(); // only GPT-2's own vocabulary has one
     Json json(Json::Object);
@@ -191,13 +202,15 @@ void save_checkpoint(const std::string& path, const Config& c, const std::vector
     json.set("n_ctx", c.seq_len).set("n_inner", Json()).set("activation_function", "gelu_new");
     json.set("layer_norm_epsilon", 1e-5).set("initializer_range", 0.02).set("scale_attn_weights", true);
     json.set("resid_pdrop", 0.0).set("embd_pdrop", 0.0).set("attn_pdrop", 0.0).set("tie_word_embeddings", true);
-    json.set("bos_token_id", end_of_text).set("eos_token_id", end_of_text).set("torch_dtype", "float32");
+    json.set("bos_token_id", end_of_text).set("eos_token_id", end_of_text);
+    json.set("torch_dtype", tensors.empty() || tensors[0].dtype == "F32" ? "float32" : "bfloat16");
+    if (quantization.kind == Json::Object) json.set("quantization_config", quantization);
 
     for (auto& d : {dir, tmp, old}) refuse_foreign_files(d);
     try {
         fs::create_directories(tmp);
         Checksums sums;
-        sums.add(write_safetensors(tmp + "/" + MODEL, as_f32(params), {{"format", "pt"}}), tmp, MODEL);
+        sums.add(write_safetensors(tmp + "/" + MODEL, tensors, metadata), tmp, MODEL);
         sums.add(write_file(tmp + "/" + CONFIG, json.dump(2) + "\n"), tmp, CONFIG);
         if (state) {
             sums.add(write_safetensors(tmp + "/" + STATE, as_f32(state->tensors), {}), tmp, STATE);
@@ -213,8 +226,8 @@ void save_checkpoint(const std::string& path, const Config& c, const std::vector
         if (!fs::exists(dir, ec)) fs::rename(old, dir, ec);
         fs::remove_all(tmp, ec);
         double bytes = 1 << 14, room = (double)fs::space(fs::path(dir).parent_path(), ec).available;
-        for (const NamedTensor& p : params) bytes += 4.0 * elements(p);
-        for (const NamedTensor& p : state ? state->tensors : std::vector<NamedTensor>()) bytes += 4.0 * elements(p);
+        for (const TensorOut& t : tensors) bytes += elements(t.shape) * dtype_bits(t.dtype) / 8.0;
+        for (size_t k = 0; state && k < state->tensors.size(); k++) bytes += 4.0 * elements(state->tensors[k].shape);
         std::string need = !ec && room < bytes ? format(". It takes %.1f MB, and %.1f MB are free", bytes / 1e6, room / 1e6) : "";
         fail("%s: no checkpoint written: %s%s", dir.c_str(), e.what(), need.c_str());
     }
@@ -238,6 +251,11 @@ void verify_checkpoint(const std::string& dir) {
             fail("%s: damaged: its checksum is not the one in %s. hint: if it was changed on purpose, delete that file",
                  file.c_str(), SUMS);
     }
+}
+void verify_model(const std::string& path) {
+    fs::path dir = fs::path(model_path(path)).parent_path();
+    if (dir.empty()) dir = ".";
+    if (fs::exists(dir / SUMS)) verify_checkpoint(dir);
 }
 void load_state(const std::string& dir, const std::vector<NamedTensor>& tensors) {
     Safetensors file(dir + "/" + STATE);
@@ -295,10 +313,13 @@ std::string inspect_checkpoint(const std::string& path, bool json) {
                     : format("%-32s %-6s %-16s %zu\n", name.substr(1, name.size() - 2).c_str(), t.dtype.c_str(),
                              shape.c_str(), t.end - t.begin);
     }
-    size_t parameters = 0; // a tied head counts once
+    size_t parameters = 0; // a tied head counts once, and scales are none
     for (auto& [name, t] : ckpt.tensors)
-        parameters += name == "lm_head.weight" && ckpt.tensors.contains("wte.weight") ? 0 : t->count();
+        if ((name != "lm_head.weight" || !ckpt.tensors.contains("wte.weight")) && name.find("_scale") == name.npos)
+            parameters += t->count();
     Json total = Json(Json::Object).set("path", path).set("parameters", parameters).set("bytes", ckpt.file.file.size);
+    for (auto& [key, text] : ckpt.file.header.metadata)
+        if (key.starts_with("quant_")) total.set(key, text);
     try {
         Config c = config_of(ckpt, 0);
         for (auto& s : sizes) total.set(s.key, c.*s.field);

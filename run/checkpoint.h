@@ -11,6 +11,7 @@
 #pragma once
 #include "run/config.h"
 #include "run/json.h"
+#include "run/safetensors.h"
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -39,8 +40,15 @@ struct TrainingState {
 // room is needed if that was missing, and leaves nothing behind.
 void save_checkpoint(const std::string& dir, const Config& c, const std::vector<NamedTensor>& params,
                      const TrainingState* state = nullptr);
-// An error that names the file, if one is not what `checksums` says, or if there are no checksums.
+// The same for tensors of any type. quantization: what config.json says of that.
+void save_model(const std::string& dir, const Config& c, const std::vector<TensorOut>& tensors, const TextMap& metadata,
+                const Json& quantization = Json(), const TrainingState* state = nullptr);
+std::string model_path(const std::string& path); // the model's file in a checkpoint
+Safetensors open_model(const std::string& path);
+// An error that names the file, if one is not what `checksums` says, or if there are no checksums: which is none to
+// verify_model(), for other programs write none.
 void verify_checkpoint(const std::string& dir);
+void verify_model(const std::string& path);
 // Fills tensors by name; one that the file lacks, or has in another shape, is an error. Others are not read.
 void load_state(const std::string& dir, const std::vector<NamedTensor>& tensors);
 Json state_of(const std::string& dir); // state.json

@@ -9,8 +9,8 @@
 #include <variant>
 
 enum : unsigned { TRAIN = 1, EVAL = 2, SAMPLE = 4, INSPECT = 8, BENCH = 16, CAST = 32, FORMATS = 64, RECIPES = 128,
-                SCAN = 256, REPORT = 512 };
-static constexpr unsigned RUNS = TRAIN | EVAL | SAMPLE | SCAN | BENCH, LEARN = TRAIN | SCAN, ANY = ~0u;
+                SCAN = 256, REPORT = 512, EXPORT = 1024 };
+static constexpr unsigned RUNS = TRAIN | EVAL | SAMPLE | SCAN | BENCH | EXPORT, LEARN = TRAIN | SCAN, ANY = ~0u;
 
 struct Command {
     const char* name;
@@ -41,6 +41,7 @@ static const Command commands[] = {
     {"sample",  SAMPLE,  1, 1,        "sample CKPT [options]", "generate text"},
     {"scan",    SCAN,    0, 1,        "scan [CKPT] [options]", "which layers are sensitive to a recipe; ends with a skip list. "
         "Without CKPT it first trains one in bf16"},
+    {"export",  EXPORT,  2, 2,        "export CKPT OUT --format F", "weights as codes and scales, for eval, sample and others"},
     {"inspect", INSPECT, 1, 1,        "inspect CKPT [options]", "tensors, shapes, types"},
     {"bench",   BENCH,   0, 0,        "bench [options]", "tokens/s and ms/step per recipe"},
     {"cast",    CAST,    1, SIZE_MAX, "cast FORMAT [VALUE..]", "how values are stored; without values, of stdin's"},
@@ -56,8 +57,10 @@ static const OptionRow rows[] = {
     {"recipe", "ARM,ARM,...", {&Options::arms}, TRAIN, "bf16,hybrid,mxfp8,mxfp4",
         "number formats. ARM = STAGE[+STAGE@STEP]..., STAGE = NAME[:KEY=VALUE]...; STAGE@STEP takes over at that step; "
         "a VALUE holds none of , : + @ and the items of a list value are joined by /"},
+    {"format", "RECIPE", {&Options::arms}, EXPORT, "(needed)",
+        "how weights are stored: bf16, or as w in a recipe, nvfp4:w.block=1x16 for example"},
     {"native", "", {&Options::native}, TRAIN | EVAL | BENCH, "", "emulation is an error"},
-    {"skip", "LIST", {&Options::skip}, TRAIN | EVAL | BENCH, "(nothing more)",
+    {"skip", "LIST", {&Options::skip}, TRAIN | EVAL | BENCH | EXPORT, "(nothing more)",
         "layers kept in BF16, added to lm_head; none empties the list. Globs on h.I.attn.c_attn, h.I.attn.c_proj, "
         "h.I.mlp.c_fc, h.I.mlp.c_proj, lm_head; firstN and lastN are whole blocks"},
     {"Model"},
@@ -66,19 +69,26 @@ static const OptionRow rows[] = {
     {"heads", "N", {&Options::heads, 1, 1000}, LEARN | BENCH, by_model, "attention heads; they divide the channels"},
     {"channels", "N", {&Options::channels, 1, 65536}, LEARN | BENCH, by_model, "width of the residual stream"},
     {"seq-len", "N", {&Options::seq_len, 1, MANY}, LEARN | BENCH, by_model, "tokens in a window"},
-    {"seq-len", "N", {&Options::seq_len, 1, MANY}, EVAL, "(the checkpoint's)", "tokens in a window; no more than that"},
+    {"seq-len", "N", {&Options::seq_len, 1, MANY}, EVAL | EXPORT, "(the checkpoint's)", "tokens in a window; no more than that"},
     {"vocab", "N", {&Options::vocab, 1, INT_MAX}, LEARN | BENCH, by_model, "distinct tokens; tiny and char take what the data has"},
     {"init", "CKPT", {&Options::init}, TRAIN, "(random weights)",
         "start from a checkpoint directory or .safetensors with Hugging Face GPT-2 names, or llm.c's .bin; it decides the sizes"},
     {"Data"},
-    {"data", "PATH|builtin", {&Options::data}, LEARN | EVAL, "builtin",
+    {"data", "PATH|builtin", {&Options::data}, LEARN | EVAL | EXPORT, "builtin",
         "text file, read as bytes; llm.c token shards (.bin, globs allowed); or the built-in corpus"},
     {"val-data", "PATH", {&Options::val_data}, LEARN, "(the last tenth of --data)", "held-out text or shards"},
+    {"calibrate", "N", {&Options::calibrate, 1, MANY}, EVAL, "8",
+        "batches that set delayed scales first; given, also where CKPT is an export that has scales of its own"},
+    {"calibrate", "N", {&Options::calibrate, 0, MANY}, EXPORT, "0",
+        "batches of --data's training part whose largest activations become input scales; 0: none"},
+    {"against", "CKPT", {&Options::against}, EVAL, "(what an export was made from)",
+        "states the difference to this checkpoint's loss in bf16"},
     {"order", "shuffled|sequential", {&Options::order}, LEARN, "shuffled",
         "sequential: batch i, counting microbatches from 0, covers windows i*B to i*B+B-1 and wraps at the end"},
     {"Optimization"},
     {"batch-size", "N", {&Options::batch_size, 1, MANY}, LEARN | BENCH, by_model, "windows in a microbatch"},
     {"batch-size", "N", {&Options::batch_size, 1, MANY}, EVAL, "4", "windows at a time; changes no more than rounding"},
+    {"batch-size", "N", {&Options::batch_size, 1, MANY}, EXPORT, "1", "windows in a batch of --calibrate"},
     {"grad-accum", "N", {&Options::grad_accum, 1, MANY}, LEARN | BENCH, "1", "microbatches in a step"},
     {"steps", "N", {&Options::steps, 1, MOST}, LEARN, by_model, "updates to make"},
     {"steps", "N", {&Options::steps, 1, MOST}, BENCH, "20", "steps to time"},
@@ -136,7 +146,7 @@ static const OptionRow rows[] = {
         "reference: the definitions, slow; portable: no special instructions; fast: whatever this machine has"},
     {"casts", "", {&Options::casts}, BENCH, "", "GB/s of every cast of BF16 matrices, instead of steps"},
     {"profile", "", {&Options::profile}, TRAIN | BENCH | SAMPLE, "", "time and bandwidth of every operation"},
-    {"json", "", {&Options::json}, EVAL | SCAN | INSPECT | BENCH | CAST | FORMATS | RECIPES, "", "one JSON object per line"},
+    {"json", "", {&Options::json}, EVAL | EXPORT | SCAN | INSPECT | BENCH | CAST | FORMATS | RECIPES, "", "one JSON object per line"},
     {"quiet", "", {&Options::quiet}, RUNS | REPORT, "", "results only: no progress, no notes"},
     {"help", "", {&Options::help}, ANY, "", "this text; after a command, the options of that command"},
     {"version", "", {&Options::version}, ANY, "", "which source this program was built from"},

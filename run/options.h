@@ -28,14 +28,14 @@ struct Arm {
 
 struct Options {
     std::string command, skip, model, init, data, val_data, order, schedule, prompt, out, round, scale_rule, device,
-        kernels, dump, resume, tokenizer, kv_cache;
+        kernels, dump, resume, tokenizer, kv_cache, against;
     std::vector<std::string> args; // what follows the command: CKPT, or FORMAT VALUE.., or ARM..
     std::vector<std::string> words; // the command line as given, `train` left out
     std::set<std::string> given;   // the options on it, without --
     std::vector<Arm> arms;         // --recipe
     int layers = 0, heads = 0, channels = 0, seq_len = 0, vocab = 0;
-    int batch_size = 0, grad_accum = 0, eval_batches = 0, tokens = 0, top_k = 0, threads = 0, seeds = 0;
-    int keep = 0;
+    int batch_size = 0, grad_accum = 0, eval_batches = 0, tokens = 0, top_k = 0, threads = 0, seeds = 0, keep = 0;
+    int calibrate = 0;
     int64_t checkpoint_every = 0, steps = 0, warmup = 0, eval_every = 0, sample_every = 0, stats_every = 0, seed = 0;
     double lr = 0, min_lr = 0, weight_decay = 0, grad_clip = 0, temperature = 0, top_p = 0, price = 0;
     float scale = 0;
