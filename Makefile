@@ -1,7 +1,7 @@
 # make            ./train: with nvcc for the cards in this machine, else with the C++ compiler
 # make ARCH=90a   with nvcc for one architecture (80 89 90a 100f 120f), ARCH=all for all of them, CUDA=0 without nvcc
 # make ACT=float  ./train-f32, in which activations and operands are FP32
-# make test | asan | bench | loc | format | clean
+# make test | asan | fuzz | bench | loc | format | clean
 # make test-report   report.html in a headless browser, where there is one
 # make test-exhaustive   every format's encode() on all 2^32 floats; takes minutes
 ifeq ($(MAKELEVEL),0)
@@ -70,7 +70,7 @@ PLAIN_DIR := build/plain$(if $(SAN),-san)
 PLAIN := $(patsubst %.cpp,$(PLAIN_DIR)/%.o,$(filter-out lab/cast.cpp,$(wildcard ops/*.cpp run/*.cpp report/*.cpp lab/*.cpp data/*.cpp))) \
          $(if $(filter standin,$(ACT)),,$(B)/ops/cast.o) $(if $(filter bf16 float,$(ACT)),$(B)/lab/cast.o)
 
-.PHONY: all say test test-one test-report test-exhaustive asan bench loc format format-check clean FORCE
+.PHONY: all say test test-one test-report test-exhaustive asan fuzz bench loc format format-check clean FORCE
 all: say $(BIN)
 say:
 	@echo "$(BIN): $(if $(ARCHS),nvcc for sm_$(subst $() , sm_,$(ARCHS)),$(CXX)$(if $(OPENMP),, without OpenMP (one thread))$(if $(filter 0,$(CUDA)),$(comma) CPU only)) ($(WHY)).$(if $(ARCHS), CPU build: make CUDA=0.,$(if $(NVCC), GPU build: make ARCH=90a (or 80 89 100f 120f) or ARCH=all., GPU build: install the CUDA toolkit.))"
@@ -116,6 +116,22 @@ $(DOCTEST):
 	@tests/get_doctest.sh build/doctest
 test-one: $(B)/tests/$(PREFIX)_$(T).o $(B)/tests/main.o $(PLAIN)
 	$(CXX) $(SAN) -o $(B)/tests/one-$(T) $^ $(LDLIBS) && $(B)/tests/one-$(T)
+
+# libFuzzer on what reads files and words: make fuzz, SECONDS each; T=words: that target alone. See tests/fuzz/fuzz.h.
+SECONDS  ?= $(if $(BRIEF),10,20)
+TARGETS  := safetensors files words checkpoint
+FUZZFLAGS = -std=c++20 -O1 -g -I. -MMD -MP -Wall -Wextra -Wno-unknown-pragmas -fsanitize=address,undefined -fno-sanitize-recover=all -DULP_VERSION='"fuzz"'
+FUZZED   := $(patsubst %.cpp,build/fuzz/%.o,$(filter-out run/table.cpp run/log.cpp run/sample.cpp,$(wildcard run/*.cpp)) data/corpus.cpp)
+fuzz:
+	+@tests/fuzz/run.sh $(SECONDS) $(or $(T),$(TARGETS))
+$(TARGETS:%=build/fuzz/run-%): build/fuzz/run-%: build/fuzz/target-%.o $(FUZZED)
+	clang++ $(FUZZFLAGS) -fsanitize=fuzzer -o $@ $^
+$(TARGETS:%=build/fuzz/target-%.o): build/fuzz/target-%.o: tests/fuzz/driver.cpp Makefile
+	@mkdir -p $(@D)
+	clang++ $(FUZZFLAGS) -fsanitize=fuzzer-no-link -include tests/fuzz/$*.h -DTARGET=fuzz_$* -c $< -o $@
+$(FUZZED): build/fuzz/%.o: %.cpp Makefile
+	@mkdir -p $(@D)
+	clang++ $(FUZZFLAGS) -fsanitize=fuzzer-no-link -c $< -o $@
 
 test-report: all
 	@tests/report_browser.sh ./$(BIN)

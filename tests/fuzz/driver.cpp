@@ -1,0 +1,7 @@
+// A libFuzzer program of one target: built with -include tests/fuzz/NAME.h -DTARGET=fuzz_NAME
+#include <string_view>
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+    TARGET(std::string_view((const char*)data, size));
+    return 0;
+}
