@@ -143,7 +143,7 @@ void Safetensors::read_transposed(float* out, const TensorInfo& t) const {
     if (t.shape.size() != 2) fail("%s: %s is no matrix", file.path.c_str(), t.text().c_str());
     size_t R = (size_t)t.shape[0], C = (size_t)t.shape[1], P = panel_rows(R, C);
     std::vector<float> panel(P * C);
-    for (size_t r = 0; r < R; r += P) {
+    for (size_t r = 0; r < R && C > 0; r += P) { // [2^58, 0] is a legal shape
         size_t rows = std::min(P, R - r);
         read(panel.data(), t, r * C, rows * C);
         transpose(out + r, R, panel.data(), C, rows, C);
