@@ -164,7 +164,8 @@ inline int sample_command(const Options& o) {
     text = sample_tokens(g, text, o.tokens, draw, o.recompute ? nullptr : &cache);
     double ms = watch.ms();
     result(tokenizer.decode(text));
-    std::string where = o.recompute ? "no cache" : format("cache %.0f KiB", cache.bytes / 1024.0);
+    double KiB = cache.bytes / 1024.0;
+    std::string where = o.recompute ? "no cache" : format("cache %.*f KiB", KiB < 100 ? 2 : 0, KiB);
     note("%d tokens, %.0f tokens/s, %s (%s)", o.tokens, o.tokens / ms * 1e3, where.c_str(), g.kv.name);
     if (machine.profile) print_profile();
     if (!o.recompute) release(cache);

@@ -238,6 +238,25 @@ TEST_CASE("stand-in: attention's row functions return the host's bits, heads of 
             });
         }
 }
+TEST_CASE("stand-in: a model that samples with a cache, in every format, returns the host's bits") {
+    for (Config c : {Config{2, 3, 15, 7, 23}, {1, 2, 8, 9, 130}})
+        for (Format f : {BF16, E4M3, E5M2})
+            check_both_machines("cache", [&](Reals& all) {
+                GPT g;
+                KvCache cache;
+                allocate(g, c, Use::inference, 1, c.seq_len), allocate(cache, f, c.layers, c.seq_len, c.channels);
+                initialise(g, 3);
+                g.kv = f;
+                std::fill(g.scratch.s, g.scratch.s + c.heads * c.seq_len * c.seq_len, NAN);
+                for (int done = 0, n; done < c.seq_len; done += n) {
+                    n = done ? 1 : 3;
+                    for (int i = 0; i < n; i++) g.tokens[i] = (done + i) * (done + i) % c.vocab;
+                    gpt_next(g, n, &cache);
+                    all.insert(all.end(), g.logits, g.logits + c.vocab);
+                }
+                release(g), release(cache);
+            });
+}
 TEST_CASE("stand-in: two training steps of a whole model return the host's bits") {
     for (Config c : {Config{2, 3, 15, 7, 23}, {1, 2, 8, 9, 130}})
         check_both_machines("model", [&](Reals& all) {

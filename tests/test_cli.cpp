@@ -232,6 +232,41 @@ TEST_CASE("sampling is a function of checkpoint, prompt and seed, and training f
     CHECK(first.substr(first.rfind(',') + 1) == field(r.out, "loss"));
 }
 
+TEST_CASE("sampling tells its speed and its cache, the cache changes no text, and eval says what a format costs") {
+    Scratch s;
+    Result r = run(TRAIN, SMALL + "--steps 30 --out " + (s / "a"));
+    REQUIRE(r.status == 0);
+    string checkpoint = field(r.out, "checkpoint"), ask = "sample " + checkpoint + " --prompt otter --tokens 70 --top-p 0.9 ";
+    Result plain = run(TRAIN, ask), e4m3 = run(TRAIN, ask + "--kv-cache e4m3");
+    CHECK(plain.err.find("70 tokens, ") != string::npos);
+    CHECK(plain.err.find(" tokens/s, cache 3.75 KiB (bf16)") != string::npos); // 2 * 2 layers * 20 tokens * 24 * 2 bytes
+    CHECK(e4m3.err.find("cache 1.88 KiB (e4m3)") != string::npos);
+    Result recomputed = run(TRAIN, ask + "--recompute");
+    CHECK(recomputed.out == plain.out);
+    CHECK(recomputed.err.find("no cache (bf16)") != string::npos);
+    CHECK(run(TRAIN, ask + "--kv-cache bf16").out == plain.out);
+    CHECK(run(TRAIN, ask + "--kv-cache e4m3 --recompute").out == e4m3.out);
+    CHECK(run(TRAIN, ask + "--top-p 1").out != plain.out);
+    CHECK(run(TRAIN, ask + "--profile").err.find("attention") != string::npos);
+    CHECK(run(TRAIN_F32, ask).err.find("cache 7.50 KiB (fp32)") != string::npos);
+    CHECK(run(TRAIN_F32, ask + "--kv-cache e5m2").out == run(TRAIN_F32, ask + "--kv-cache e5m2 --recompute").out);
+
+    std::ofstream(s / "text") << slurp("data/corpus.cpp");
+    string eval = "eval " + checkpoint + " --data " + (s / "text"), loss = run(TRAIN, eval).out;
+    CHECK(loss.find("kv=") == string::npos);
+    CHECK(run(TRAIN, eval + " --kv-cache bf16").out == loss.substr(0, loss.size() - 1) + " kv=bf16\n");
+    Result rounded = run(TRAIN, eval + " --kv-cache e5m2"), json = run(TRAIN, eval + " --kv-cache e5m2 --json");
+    CHECK(rounded.out.find(" kv=e5m2\n") != string::npos);
+    CHECK(std::stod(field(rounded.out, "loss")) != std::stod(field(loss, "loss")));
+    CHECK(parse_json(json.out, "stdout").find("kv")->text == "e5m2");
+    for (const char* wrong : {"--kv-cache fp8", "--top-p 1.5", "--top-p -0.1", "--recompute=1"}) {
+        Result w = run(TRAIN, ask + wrong);
+        INFO(w.err);
+        CHECK(w.status == 2);
+        CHECK(w.err.find(string(wrong).substr(0, 7)) != string::npos);
+    }
+}
+
 TEST_CASE("--help lists the options of every command and --version says what was built") {
     for (const char* command : {"", "eval ", "sample ", "inspect ", "bench ", "recipes "}) {
         Result r = run(TRAIN, string(command) + "--help");
