@@ -634,7 +634,8 @@ TARGET(AVX512 ",amx-tile,amx-bf16") static void tile_thin(const Gemm& g, const P
                 pack_pairs({w.b, false, n0, n, g.K, (size_t)k * 32, 1}, g.b);
                 b = (const uint16_t*)w.b, half = 2 * CHUNK, bytes = 64;
             } else
-                for (int i = 0; i < 32; i++) __builtin_prefetch(b + (i + 32) * g.b.ld, 0, 2); // hardware follows fewer streams
+                for (int i = 0; i < 32; i++)
+                    __builtin_prefetch(b + (i + 32) * g.b.ld, 0, 2); // hardware follows fewer streams
             tile_load<4>(b, bytes), tile_load<6>(w.a + k * CHUNK, 64);
             tile_dot_bf16<0, 4, 6>();
             tile_load<5>(b + half, bytes);
@@ -652,8 +653,8 @@ TARGET(AVX512 ",amx-tile,amx-bf16") static void tile_thin(const Gemm& g, const P
 // --- which kernel ----------------------------------------------------------------------------------------------------
 struct Kernel {
     const char* name;
-    bool pairs; // BF16 operands only, a dword holds two
-    Tile* tile; // null: this machine lacks it
+    bool pairs;           // BF16 operands only, a dword holds two
+    Tile* tile;           // null: this machine lacks it
     Tile* thin = nullptr; // for is_thin(), if that is faster
 };
 static bool has_amx() { // the instructions, and the system's leave to use their 8 KB of registers

@@ -417,8 +417,15 @@ TEST_CASE("matmul_cpu: rows come out the same alone, or few, as among many, what
                     std::vector<float> out((size_t)count * N, NAN);
                     Operand some = a.operand();
                     some.data = (const uint16_t*)some.data + first * a.ld;
-                    matmul_cpu({.out = out.data(), .out_elem = Elem::f32, .ld_out = (size_t)N, .M = count, .N = N,
-                                .K = K, .a = some, .b = b.operand()}, kernel);
+                    matmul_cpu({.out = out.data(),
+                                .out_elem = Elem::f32,
+                                .ld_out = (size_t)N,
+                                .M = count,
+                                .N = N,
+                                .K = K,
+                                .a = some,
+                                .b = b.operand()},
+                               kernel);
                     return out;
                 };
                 CAPTURE(cpu_kernel_name(kernel));

@@ -24,7 +24,8 @@ struct Model {
         for_each_param(g, [&](const std::string& name, Param& p) {
             for (size_t i = 0; i < p.size(); i++)
                 if (p.rows) p.w[i] *= 8;
-                else if (name.ends_with("c_attn.bias")) p.w[i] = i % 7 ? 0.3f * (real)random_normal(9, i) : i % 2 ? 900 : 1e-4f;
+                else if (name.ends_with("c_attn.bias"))
+                    p.w[i] = i % 7 ? 0.3f * (real)random_normal(9, i) : i % 2 ? 900 : 1e-4f;
         });
         publish(g);
         g.kv = kv;
@@ -91,7 +92,7 @@ TEST_CASE("sampling: logits with a cache, without one, and in a whole forward pa
     for (Config c : configs)
         for (Format f : formats)
             for (Kernels kernels : all_kernels) {
-                if (kernels == Kernels::reference && c.channels > 100) continue; // slow on purpose
+                if (kernels == Kernels::reference && c.channels > 20) continue; // slow on purpose
                 UseKernels use(kernels);
                 INFO("C ", c.channels, " T ", c.seq_len, " ", f.name, " kernels ", (int)kernels);
                 Model m(c, f);
@@ -113,38 +114,39 @@ TEST_CASE("sampling: logits with a cache, without one, and in a whole forward pa
                         CHECK(cache.past == done + n);
                         size_t row = (size_t)(done + n - 1) * V;
                         check_same_bits("cached", cached, Acts(whole.begin() + row, whole.begin() + row + V));
-                        if (done % 5 == 0)
-                            check_same_bits("recomputed", logits_after(g, std::vector<int>(tokens.begin(), at + n), nullptr), cached);
+                        if (done % 17 == 1)
+                            check_same_bits("recomputed",
+                                            logits_after(g, std::vector<int>(tokens.begin(), at + n), nullptr), cached);
                     }
                 }
             }
 }
 TEST_CASE("sampling: with a cache and without, token for token; formats, prompts, windows that run full") {
-    for (Config c : configs)
+    for (Config c : {configs[0], configs[2], Config{2, 3, 33, 34, 100}})
         for (Format f : formats)
-            for (Kernels kernels : {Kernels::portable, Kernels::fast})
-                for (int prompt : {1, c.seq_len, 2 * c.seq_len + 3})
-                    for (double temperature : {0.0, 1.3}) {
-                        UseKernels use(kernels);
-                        Model m(c, f);
-                        Cached cache(m.g);
-                        std::vector<int> text = some_tokens(prompt, c.vocab);
-                        Draw draw = {temperature, 0, 0.9, 4};
-                        int count = 2 * c.seq_len + 5;
-                        std::vector<int> with = sample_tokens(m.g, text, count, draw, &cache);
-                        std::vector<int> without = sample_tokens(m.g, text, count, draw);
-                        INFO("C ", c.channels, " ", f.name, " kernels ", (int)kernels, " prompt ", prompt);
-                        CHECK(with.size() == text.size() + count);
-                        CHECK(with == without);
-                        CHECK(std::equal(text.begin(), text.end(), with.begin()));
-                    }
+            for (Kernels kernels : {Kernels::portable, Kernels::fast}) {
+                UseKernels use(kernels);
+                Model m(c, f);
+                Cached cache(m.g);
+                for (int prompt : {1, c.seq_len, 2 * c.seq_len + 3}) {
+                    INFO("C ", c.channels, " ", f.name, " kernels ", (int)kernels, " prompt ", prompt);
+                    std::vector<int> text = some_tokens(prompt, c.vocab);
+                    Draw draw = {1.3, 0, 0.9, 4};
+                    const int count = 2 * c.seq_len;
+                    std::vector<int> with = sample_tokens(m.g, text, count, draw, &cache);
+                    CHECK(with == sample_tokens(m.g, text, count, draw));
+                    CHECK(with.size() == text.size() + count);
+                    CHECK(std::equal(text.begin(), text.end(), with.begin()));
+                }
+            }
 }
 TEST_CASE("sampling: a window that is full starts again with the last half of the text") {
     for (auto [seq_len, T] : {std::pair(12, 8), {9, 9}, {4, 1}, {4, 2}})
         for (int prompt : {1, 7, 30}) {
             Model m({2, 2, 12, seq_len, 40}, BF16, T);
             Cached cache(m.g);
-            std::vector<int> text = some_tokens(prompt, 40), got = sample_tokens(m.g, text, 25, {.temperature = 0}, &cache);
+            std::vector<int> text = some_tokens(prompt, 40),
+                             got = sample_tokens(m.g, text, 25, {.temperature = 0}, &cache);
             int seen = std::min(prompt, T); // tokens that the model sees
             for (int i = 0; i < 25; i++) {
                 if (seen > T) seen = std::max(T / 2, 1);
@@ -228,18 +230,18 @@ TEST_CASE("draw_token: temperature, top-k, then top-p, by the definition") {
         CHECK(draw_token(halves, {0, 0, 1}, u) == 1);
         CHECK(draw_token(halves, {1, 1, 1}, u) == 1);
         CHECK(draw_token(halves, {1, 3, 1}, u) == (u < 4.0 / 7 ? 1 : u < 6.0 / 7 ? 2 : 0)); // of equals the smaller
-        CHECK(draw_token(halves, {1, 2, 0.66}, u) == 1);                                     // 2/3 of the two
+        CHECK(draw_token(halves, {1, 2, 0.66}, u) == 1);                                    // 2/3 of the two
     }
-    for (int V : {1, 2, 63, 64, 65, 300, 1100, 5000})
+    for (int V : {1, 2, 63, 64, 65, 300, 1100})
         for (int shape = 0; shape < 3; shape++) {
             std::vector<double> logits(V);
             for (int v = 0; v < V; v++) // peaked; flat; full of ties
                 logits[v] = shape == 2 ? (double)(random_bits(2, v) % 4) : (shape ? 0.01 : 4) * random_normal(1, v);
             for (double temperature : {0.0, 0.7, 2.0})
-                for (int top_k : {0, 1, 50, 64, 65, 200, 5000, 9999})
+                for (int top_k : {0, 1, 50, 65, 1000, 9999})
                     for (double top_p : {0.0, 0.1, 0.5, 0.9, 0.999, 1.0})
-                        for (int i = 0; i < 6; i++) {
-                            double u = i < 5 ? random_uniform(7, i) : 0.9999; // sums differ in their last bits
+                        for (int i = 0; i < 4; i++) {
+                            double u = i < 3 ? random_uniform(7, i) : 0.9999; // sums differ in their last bits
                             Draw d = {temperature, top_k, top_p};
                             INFO("V ", V, " shape ", shape, " temperature ", temperature, " k ", top_k, " p ", top_p);
                             REQUIRE(draw_token(logits, d, u) == naive_draw(logits, d, u));
