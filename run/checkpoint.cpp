@@ -10,6 +10,7 @@
 #include <numeric>
 #include <optional>
 #include <sstream>
+#include <utility>
 
 namespace fs = std::filesystem;
 static const char *MODEL = "model.safetensors", *CONFIG = "config.json", *STATE = "state.safetensors",
@@ -313,16 +314,39 @@ std::string inspect_checkpoint(const std::string& path, bool json) {
                     : format("%-32s %-6s %-16s %zu\n", name.substr(1, name.size() - 2).c_str(), t.dtype.c_str(),
                              shape.c_str(), t.end - t.begin);
     }
+    // Of a run: the delayed scales, and where it stood.
+    fs::path dir = fs::path(ckpt.path()).parent_path();
+    Json total = Json(Json::Object).set("path", path);
+    if (fs::exists(dir / STATE)) {
+        Safetensors state(dir / STATE);
+        std::string header = format("%-32s %-16s %s\n", "operand", "scale", "newest amax");
+        for (const TensorInfo& t : state.header.tensors) {
+            std::string name = t.name.substr(std::min<size_t>(6, t.name.size()));
+            const TensorInfo* history = state.find("amax_history." + name);
+            if (!t.name.starts_with("scale.") || !history || !history->count()) continue;
+            float scale, amax;
+            state.read(&scale, t, 0, 1), state.read(&amax, *history, history->count() - 1, 1);
+            Json row = Json(Json::Object).set("operand", name).set("scale", scale).set("amax", amax);
+            out += json ? row.dump() + "\n"
+                        : std::exchange(header, "") + format("%-32s %-16.9g %.9g\n", name.c_str(), scale, amax);
+        }
+    }
+    if (fs::exists(dir / ABOUT)) {
+        Json about = state_of(dir);
+        for (const char* key : {"recipe", "seed", "step", "version"})
+            if (const Json* v = about.find(key)) total.set(key, *v);
+    }
     size_t parameters = 0; // a tied head counts once, and scales are none
     for (auto& [name, t] : ckpt.tensors)
         if ((name != "lm_head.weight" || !ckpt.tensors.contains("wte.weight")) && name.find("_scale") == name.npos)
             parameters += t->count();
-    Json total = Json(Json::Object).set("path", path).set("parameters", parameters).set("bytes", ckpt.file.file.size);
+    total.set("parameters", parameters).set("bytes", ckpt.file.file.size);
     for (auto& [key, text] : ckpt.file.header.metadata)
         if (key.starts_with("quant_")) total.set(key, text);
     try {
         Config c = config_of(ckpt, 0);
         for (auto& s : sizes) total.set(s.key, c.*s.field);
+        verify_model(ckpt.path());
     } catch (const Error& e) { total.set("problem", e.what()); }
     for (size_t k = 0; k < total.keys.size() && !json; k++) out += total.keys[k] + ": " + total.items[k].text + "\n";
     return json ? out + total.dump() + "\n" : out;

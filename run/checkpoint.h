@@ -62,5 +62,6 @@ struct NewestCheckpoint {
 NewestCheckpoint newest_checkpoint(const std::string& dir);
 // Removes all of DIR's step-NNNNNN but the newest `keep`, and what an interrupted save or removal has left.
 void prune_checkpoints(const std::string& dir, int keep);
-// One line per tensor, then sizes and total; as JSON one object per line. Reads any safetensors file, and llm.c's.
+// One line per tensor, then, of a run, scales and where it stood, and sizes and total; as JSON one object per line. Reads
+// any safetensors file, and llm.c's.
 std::string inspect_checkpoint(const std::string& path, bool json);

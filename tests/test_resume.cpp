@@ -244,6 +244,34 @@ TEST_CASE("resume: other data under the same name is noticed; a run is resumed f
     CHECK(run(cd + TRAIN, "--resume run --override").status == 0);
 }
 
+TEST_CASE("eval under a run's own recipe takes the scales of its checkpoint, and finds the run's last validation loss") {
+    Scratch s;
+    string text;
+    for (int n = 0; n < 3000; n++) text += (char)('a' + random_bits(1, n) % 26);
+    std::ofstream(s / "text") << text;
+    Result r = run(TRAIN, SMALL + "--recipe bf16,hybrid:amax_history_len=16:margin=1,nvfp4 --eval-batches 99 --data " +
+                              (s / "text") + " --val-data " + (s / "text") + " --out " + (s / "run"));
+    REQUIRE_MESSAGE(r.status == 0, r.err);
+    int done = 0;
+    for (auto& line : lines(r.out)) {
+        if (!line.starts_with("done ")) continue;
+        r = run(TRAIN, "eval " + field(line, "checkpoint") + " --data " + (s / "text") + " --batch-size 7 --recipe " +
+                           field(line, "recipe"));
+        INFO(r.err);
+        CHECK(field(r.out, "loss") == field(line, "loss"));
+        CHECK(field(r.out, "scales") == (has(line, "hybrid") ? "file" : ""));
+        done++;
+        if (!has(line, "hybrid")) continue;
+        string calibrated = run(TRAIN, "eval " + field(line, "checkpoint") + " --data " + (s / "text") +
+                                           " --calibrate 3 --recipe hybrid").out;
+        CHECK(field(calibrated, "calibrated") == "3");
+        string scales = run(TRAIN, "inspect " + field(line, "checkpoint")).out;
+        CHECK(has(scales, "\nh.0.mlp.c_fc.dy "));
+        CHECK(has(scales, "\nrecipe: hybrid:amax_history_len=16:margin=1\n"));
+    }
+    CHECK(done == 3);
+}
+
 // --- checksums ---------------------------------------------------------------------------------------------------
 TEST_CASE("checkpoint: a bit flipped anywhere is noticed, 1,000 of 1,000, and named") {
     Interrupted i;
