@@ -1,5 +1,5 @@
-// What a user types. The first byte chooses: o, a command line, one word on each line; r, the text of --recipe; k, a list
-// for --skip.
+// What a user types. The first byte chooses: o, a command line, one word on each line; r, the text of --recipe; k, a
+// list for --skip.
 #pragma once
 #include "lab/arms.cuh"
 #include "tests/fuzz/fuzz.h"
