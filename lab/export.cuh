@@ -89,10 +89,13 @@ struct Exported { // an open file; of an ordinary checkpoint, nothing but that
                                             : Scaling::blockwise;
         c.block = kind_of(c).block, c.pow2_scales = c.scaling == Scaling::blockwise;
         if (c.pow2_scales && s->shape[0] != OC) c.block = {128, 128};
-        if (!is_quantized(c) || !word_in(c.elem.name, kind_of(c).takes)) bad(*w, "no cast here makes such codes with " + s->text());
+        if (!is_quantized(c) || !word_in(c.elem.name, kind_of(c).takes))
+            bad(*w, "no cast here makes such codes with " + s->text());
         return c;
     }
-    void read(void* out, const TensorInfo& t, size_t bytes) const { file.file.read(out, file.header.data + t.begin, bytes); }
+    void read(void* out, const TensorInfo& t) const { // as it lies there
+        file.file.read(out, file.header.data + t.begin, t.end - t.begin);
+    }
 };
 // Before allocate(): the linears' weights will be what the file holds, whatever a stage says.
 inline void freeze(GPT& g, const Exported& e, const Config& config) {
@@ -101,13 +104,16 @@ inline void freeze(GPT& g, const Exported& e, const Config& config) {
         l.w.frozen = true, l.w.cast = e.cast_of(name, l.weight.rows);
     });
 }
-inline void check_codes(const Exported& e, const TensorInfo& t, Format f, const uint8_t* bytes, size_t n) {
-    for (size_t i = 0; i < n && f.bits() == 8; i++)
-        if (float v = decode(f, bytes[i]); !std::isfinite(v)) e.bad(t, format("byte %zu, 0x%02x, is %s", i, bytes[i], number(v).c_str()));
+// No NaN, no infinity; of scales no sign, and of FP32 ones no zero either, unless a tensor of zeros may have it.
+inline void check_bytes(const Exported& e, const TensorInfo& t, Format f, const uint8_t* bytes, bool scales) {
+    for (size_t i = 0; i < t.end - t.begin && f.bits() == 8; i++)
+        if (float v = decode(f, bytes[i]); !std::isfinite(v) || (scales && std::signbit(v)))
+            e.bad(t, format("byte %zu, 0x%02x, is %s", i, bytes[i], number(v).c_str()));
 }
-inline void check_scales(const Exported& e, const TensorInfo& t, const float* s, size_t n, bool zero) {
-    for (size_t i = 0; i < n; i++)
-        if (!(s[i] >= 0 && s[i] < INFINITY) || (s[i] == 0 && !zero)) e.bad(t, format("element %zu, %s, is no scale", i, number(s[i]).c_str()));
+inline void check_floats(const Exported& e, const TensorInfo& t, const float* s, bool zero) {
+    for (size_t i = 0; i < t.count(); i++)
+        if (!(s[i] >= 0 && s[i] < INFINITY) || (s[i] == 0 && !zero))
+            e.bad(t, format("element %zu, %s, is no scale", i, number(s[i]).c_str()));
 }
 inline void load_export(GPT& g, Exported& e) {
     verify_model(e.file.file.path);
@@ -132,7 +138,7 @@ inline void load_export(GPT& g, Exported& e) {
         if (e.file.find(name + ".input_scale")) {
             const TensorInfo& t = find(name + ".input_scale", "F32", {});
             float scale;
-            e.read(&scale, t, 4), check_scales(e, t, &scale, 1, false);
+            e.read(&scale, t), check_floats(e, t, &scale, false);
             float amax = scale * E4M3.max, rounded = (float)bf16(amax);
             e.input_amax[name] = rounded / E4M3.max == scale ? rounded : amax; // which FP32 activations may have
         }
@@ -142,27 +148,25 @@ inline void load_export(GPT& g, Exported& e) {
         float scale_2 = 0;
         for (const Part& part : parts_of(name, q, l.weight.rows, l.weight.cols, &scale_2)) {
             const TensorInfo& t = find(part.name, part.dtype, part.shape);
-            size_t n = t.count(), bytes = t.end - t.begin;
             if (dtype_bits(t.dtype) == 6) {
-                std::vector<uint8_t> packed(bytes);
-                e.read(packed.data(), t, bytes), unpack6((uint8_t*)part.data, packed.data(), n);
-            } else e.read(part.data, t, bytes);
-            if (t.dtype == "F32") check_scales(e, t, (float*)part.data, n, part.data == &scale_2);
-            else if (t.dtype == "F8_E8M0") check_codes(e, t, E8M0, (uint8_t*)part.data, n);
-            else if (part.data == copy.codes) check_codes(e, t, q.cast.elem, copy.codes, bytes);
-            else // E4M3 scales: no NaN, no sign
-                for (size_t i = 0; i < n; i++)
-                    if (copy.scales[i] >= E4M3.nan) e.bad(t, format("byte %zu, 0x%02x, is no scale", i, copy.scales[i]));
+                std::vector<uint8_t> packed(t.end - t.begin);
+                e.read(packed.data(), t), unpack6((uint8_t*)part.data, packed.data(), t.count());
+            } else e.read(part.data, t);
+            bool codes = part.data == copy.codes;
+            Format f = codes ? q.cast.elem : format_of(kind_of(q.cast).scales);
+            if (t.dtype == "F32") check_floats(e, t, (float*)part.data, part.data == &scale_2);
+            else check_bytes(e, t, f, (uint8_t*)part.data, !codes);
         }
-        const float* scales = (const float*)copy.scales;
+        copy.factors->scale = 1 / copy.factors->scale_inv; // of no meaning for blocks
+        const float* s = (const float*)copy.scales;
+        size_t count = q.bytes(Along::cols, l.weight.rows, l.weight.cols).scales / 4;
         if (q.cast.scaling == Scaling::blockwise)
-            q.cast.pow2_scales = std::all_of(scales, scales + q.bytes(Along::cols, l.weight.rows, l.weight.cols).scales / 4,
-                                             [](float s) { return power_of_two_below(s) == s; });
-        if (is_per_tensor(q.cast)) copy.factors->scale = 1 / copy.factors->scale_inv;
+            q.cast.pow2_scales = std::all_of(s, s + count, [](float s) { return power_of_two_below(s) == s; });
         if (q.cast.scaling == Scaling::nvfp4) {
             float amax = copy.factors->amax = (float)bf16(scale_2 * NVFP4_MAX);
             if (amax * (1 / NVFP4_MAX) != scale_2)
-                e.bad(*e.file.find(name + ".weight_scale_2"), format("%.9g is no amax of BF16 weights / 2688", scale_2));
+                e.bad(*e.file.find(name + ".weight_scale_2"),
+                      format("%.9g is no amax of BF16 weights / 2688", scale_2));
         }
         q.filled = true;
     });
@@ -179,7 +183,8 @@ inline void load_export(GPT& g, Exported& e) {
 inline void adapt(RecipeStage& s, const Exported& e, const Arm& arm, bool native) {
     std::vector<std::string> names = linear_names((int)s.skip.size() / 4);
     bool codes = std::any_of(names.begin(), names.end(), [&](auto& name) { return e.has_codes(name); });
-    if (native && codes) fail("--native: %s has weights in %s, whose GEMMs are emulated", e.file.file.path.c_str(), e.format.c_str());
+    if (native && codes)
+        fail("--native: %s has weights in %s, whose GEMMs are emulated", e.file.file.path.c_str(), e.format.c_str());
     Recipe& r = s.recipe;
     r.w = r.dy = {}, r.dgrad = r.wgrad = false;
     for (size_t i = 0; i < names.size(); i++) {
@@ -190,7 +195,8 @@ inline void adapt(RecipeStage& s, const Exported& e, const Arm& arm, bool native
             fail("--recipe %s: %s has weights in %s: %s", arm.text.c_str(), e.file.file.path.c_str(), e.format.c_str(),
                  why.c_str());
     }
-    if (r.outlier != 1) fail("--recipe %s: an outlier is put into weights, and those of an export are codes", arm.text.c_str());
+    if (r.outlier != 1)
+        fail("--recipe %s: an outlier is put into weights, and those of an export are codes", arm.text.c_str());
 }
 // The scales of x that a file holds, as if a pass had recorded what they were made from; in the stage that is set.
 inline void restore_scales(GPT& g, const Exported& e) {
@@ -259,6 +265,24 @@ inline std::vector<TensorOut> tensors_of(GPT& g, const std::map<std::string, flo
     matrices.insert(matrices.end(), vectors.begin(), vectors.end());
     return matrices;
 }
+// What the first batches of --data's training part make of inputs: amax / 448 of each that stage 1 records. Returns the
+// number of batches.
+inline int input_scales(std::map<std::string, float>& scales, GPT& g, const Options& o, const std::string& device) {
+    Data data = open_data(o.data);
+    data.train->vocab = g.config.vocab;
+    Batches batches(*data.train, g.B, g.T, false, 0);
+    uint64_t windows = std::min<uint64_t>((uint64_t)o.calibrate * g.B, batches.windows());
+    note("%s. %s: %llu windows of %d tokens", device.c_str(), data.train->name.c_str(), (unsigned long long)windows,
+         g.T);
+    mean_loss(g, batches, windows, true);
+    for_each_linear(g, [&](const std::string& name, Linear& l) {
+        if (!l.x.delayed) return;
+        const float* ring = g.history + (l.x.delayed - g.delayed) * g.history_len;
+        float amax = *std::max_element(ring, ring + g.history_len);
+        scales[name] = amax > 0 && amax < INFINITY ? amax / E4M3.max : 1;
+    });
+    return (int)((windows + g.B - 1) / g.B);
+}
 // ./train export CKPT OUT --format F
 inline int export_command(const Options& o) try {
     if (!o.given.count("format"))
@@ -295,46 +319,36 @@ inline int export_command(const Options& o) try {
     uint64_t fingerprint = fingerprint_of(g);
     for_each_param(g, [&](const std::string& name, Param& p) {
         for (size_t i = 0; i < p.size(); i++)
-            if (!std::isfinite(p.w[i])) fail("%s: %s[%zu] is %s", path.c_str(), name.c_str(), i, number(p.w[i]).c_str());
+            if (!std::isfinite(p.w[i]))
+                fail("%s: %s[%zu] is %s", path.c_str(), name.c_str(), i, number(p.w[i]).c_str());
             else if (p.rows) p.w[i] = (real)bf16((float)p.w[i]);
     });
     publish(g);
-    std::map<std::string, float> input_scales;
-    int seen = 0;
-    if (o.calibrate) {
-        Data data = open_data(o.data);
-        data.train->vocab = config.vocab;
-        Batches batches(*data.train, g.B, T, false, 0);
-        uint64_t windows = std::min<uint64_t>((uint64_t)o.calibrate * g.B, batches.windows());
-        seen = (int)((windows + g.B - 1) / g.B);
-        note("%s. %s: %llu windows of %d tokens", device.c_str(), data.train->name.c_str(), (unsigned long long)windows, T);
-        mean_loss(g, batches, windows, true);
-        for_each_linear(g, [&](const std::string& name, Linear& l) {
-            const float* ring = g.history + (l.x.delayed ? l.x.delayed - g.delayed : 0) * g.history_len;
-            float amax = l.x.delayed ? *std::max_element(ring, ring + g.history_len) : 0;
-            if (l.x.delayed) input_scales[name] = amax > 0 && amax < INFINITY ? amax / E4M3.max : 1;
-        });
-    }
+    std::map<std::string, float> scales;
+    int seen = o.calibrate ? input_scales(scales, g, o, device) : 0;
     g.pass = inference;
     set_stage(g, 2);
     std::deque<std::vector<uint8_t>> memory;
-    std::vector<TensorOut> tensors = tensors_of(g, input_scales, memory);
+    std::vector<TensorOut> tensors = tensors_of(g, scales, memory);
     std::string mark = format("%016llx", (unsigned long long)fingerprint);
     TextMap metadata = {{"format", "pt"}, {"quant_format", arm.text}, {"quant_source", o.args[0]},
                         {"quant_source_fingerprint", mark}};
     Json quantization; // for others; a BF16 model is one that anybody reads
     if (is_quantized(w))
-        quantization = Json(Json::Object).set("quant_method", "ulp").set("format", arm.text).set("weights", cast_text(w))
-                           .set("modules_to_not_convert", skipped).set("source", o.args[0]).set("source_fingerprint", mark);
+        quantization = Json(Json::Object).set("quant_method", "ulp").set("format", arm.text)
+                           .set("weights", cast_text(w)).set("modules_to_not_convert", skipped)
+                           .set("source", o.args[0]).set("source_fingerprint", mark);
     save_model(to, config, tensors, metadata, quantization);
     release(g);
     Stored s = stored(to, cast);
     size_t file = std::filesystem::file_size(model_path(to));
     Json json = Json(Json::Object).set("format", arm.text).set("bits_per_weight", s.bits()).set("weights", s.weights)
-                    .set("bytes", s.bytes).set("skipped", skipped).set("file", file).set("calibrated", seen).set("out", to);
-    result(o.json ? json.dump()
-                  : format("export format=%s bits_per_weight=%.2f weights=%zu bytes=%zu skipped=%zu file=%zu calibrated=%d "
-                           "out=%s", arm.text.c_str(), s.bits(), s.weights, s.bytes, skipped.size(), file, seen, to.c_str()));
+                    .set("bytes", s.bytes).set("skipped", skipped).set("file", file).set("calibrated", seen)
+                    .set("out", to);
+    std::string line = format("export format=%s bits_per_weight=%.2f weights=%zu bytes=%zu skipped=%zu file=%zu",
+                              arm.text.c_str(), s.bits(), s.weights, s.bytes, skipped.size(), file);
+    if (seen) line += format(" calibrated=%d", seen);
+    result(o.json ? json.dump() : line + " out=" + to);
     return 0;
 } catch (const Error& e) { // what reads recipes takes this text for that of --recipe
     std::string text = e.what();

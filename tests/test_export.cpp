@@ -54,8 +54,13 @@ struct File {
         FAIL(name);
         throw 0;
     }
-    void remove(const string& name) { std::erase_if(tensors, [&](auto& t) { return t.name == name; }); }
-    void write(const string& dir) const { write_safetensors(dir + "/model.safetensors", tensors, metadata); }
+    void remove(const string& name) {
+        std::erase_if(tensors, [&](auto& t) { return t.name == name; });
+    }
+    void write(const string& dir) const { // on purpose, as an error's hint has it
+        write_safetensors(dir + "/model.safetensors", tensors, metadata);
+        fs::remove(dir + "/checksums");
+    }
 };
 // SQUARE with weights that are BF16 values, and no word of where they come from.
 void make_plain(const string& dir) {
@@ -108,8 +113,9 @@ TEST_CASE("./train and ./train-f32 write the same file") {
 TEST_CASE("an export's loss is that of the checkpoint under a recipe that casts weights only, and under the recipe") {
     Scratch s;
     make_plain(s / "plain");
-    for (string format : {"e4m3", "current", "mxfp8", "mxfp6", "mxfp4", "nvfp4", "blockwise", "blockwise:pow2_scales=0", "unit",
-                          "nvfp4:w.block=1x16", "mxfp4:w.scale_rule=floor", "mxfp8:w.format=e5m2", "mxfp4:skip=first1"}) {
+    for (string format :
+         {"e4m3", "current", "mxfp8", "mxfp6", "mxfp4", "nvfp4", "blockwise", "blockwise:pow2_scales=0", "unit",
+          "nvfp4:w.block=1x16", "mxfp4:w.scale_rule=floor", "mxfp8:w.format=e5m2", "mxfp4:skip=first1"}) {
         INFO(format);
         exported(s / "plain", s / "x", format);
         string how = TOKENS + " --recipe ", weights = format + ":x.scaling=none:dy.scaling=none";
@@ -126,18 +132,23 @@ TEST_CASE("a BF16 export is an ordinary checkpoint: same loss and text, and trai
     string how = " --tokens 20 --seed 3";
     CHECK(ok("sample " + (s / "x") + how) == ok("sample " + (s / "plain") + how));
     CHECK(slurp(s / "x/config.json").find("quantization_config") == string::npos);
-    CHECK(run("--init " + (s / "x") + TOKENS + "--steps 1 --recipe bf16 --batch-size 1 --out " + (s / "run")).status == 0);
+    CHECK(run("--init " + (s / "x") + TOKENS + "--steps 1 --recipe bf16 --batch-size 1 --out " + (s / "run")).status ==
+          0);
     exported(s / "x", s / "y", "mxfp4");
     exported(s / "plain", s / "z", "mxfp4");
     CHECK(hash_of(s / "y") == hash_of(s / "z"));
 }
 TEST_CASE("bits per weight are what the format promises, on the disk") {
     Scratch s;
-    const string small = " --layers 1 --channels 128 --heads 2 --seq-len 8 --vocab 257 --steps 1 --batch-size 1 --eval-batches 1";
+    const string small =
+        " --layers 1 --channels 128 --heads 2 --seq-len 8 --vocab 257 --steps 1 --batch-size 1 --eval-batches 1";
     REQUIRE(run("--recipe bf16 --quiet --out " + (s / "run") + small).status == 0);
     const string from = s / "run/bf16-s1/step-000001";
-    const struct { const char* format; double bits, per_tensor; } promises[] = {
-        {"bf16", 16, 0}, {"e4m3", 8, 32}, {"mxfp8", 8.25, 0}, {"mxfp6", 6.25, 0}, {"mxfp4", 4.25, 0}, {"nvfp4", 4.5, 32}};
+    const struct {
+        const char* format;
+        double bits, per_tensor;
+    } promises[] = {{"bf16", 16, 0},    {"e4m3", 8, 32},    {"mxfp8", 8.25, 0},
+                    {"mxfp6", 6.25, 0}, {"mxfp4", 4.25, 0}, {"nvfp4", 4.5, 32}};
     const double weights = 12 * 128 * 128;
     for (auto& p : promises) {
         Json line = parse_json(exported(from, s / "x", string(p.format) + " --json"), "export");
@@ -168,7 +179,8 @@ TEST_CASE("a skip list names the linears that stay in BF16, weights and inputs")
     CHECK(loss(s / "x" + how + " --skip last1") != loss(s / "x" + how));
     exported(s / "plain", s / "y", "nvfp4 --skip none");
     CHECK(File(s / "y").at("lm_head.weight").dtype == "F4");
-    CHECK(loss(s / "y" + TOKENS + "--recipe nvfp4 --skip none") == loss(s / "plain" + TOKENS + "--recipe nvfp4 --skip none"));
+    CHECK(loss(s / "y" + TOKENS + "--recipe nvfp4 --skip none") ==
+          loss(s / "plain" + TOKENS + "--recipe nvfp4 --skip none"));
     Json config = parse_json(slurp(s / "x/config.json"), "config");
     CHECK(config.find("quantization_config")->find("modules_to_not_convert")->items.size() == 6);
 }
@@ -244,15 +256,20 @@ TEST_CASE("calibrated input scales are those that eval would find in the same wi
     CHECK(field(ok("eval " + (s / "x") + TOKENS + "--recipe mxfp8"), "saturation") == "");
     // eval's own calibration, of as many batches as asked for
     for (auto [given, said] : {std::pair("3", "3"), {"100", "13"}})
-        CHECK(field(ok("eval " + SQUARE + TOKENS + "--batch-size 1 --recipe e4m3 --calibrate " + given), "calibrated") == said);
+        CHECK(field(ok("eval " + SQUARE + TOKENS + "--batch-size 1 --recipe e4m3 --calibrate " + given),
+                    "calibrated") == said);
 }
 TEST_CASE("sample and inspect take an export") {
     Scratch s;
     exported(SQUARE, s / "x", "nvfp4 --calibrate 1" + TOKENS);
     CHECK(ok("sample " + (s / "x") + " --tokens 5").size() > 0);
     string text = ok("inspect " + (s / "x"));
-    CHECK(has(text, "\nparameters: " + field(" parameters=" + parse_json(lines(ok("inspect " + SQUARE + " --json")).back(),
-                                             "").find("parameters")->text, "parameters") + "\n"));
+    CHECK(has(text,
+              "\nparameters: " +
+                  field(" parameters=" +
+                            parse_json(lines(ok("inspect " + SQUARE + " --json")).back(), "").find("parameters")->text,
+                        "parameters") +
+                  "\n"));
     CHECK(has(text, "quant_format: nvfp4\nquant_source: " + SQUARE + "\nquant_source_fingerprint: "));
     CHECK(has(text, "h.0.attn.c_attn.weight           F4     [144,48]         3456"));
     CHECK(has(text, "h.0.attn.c_attn.weight_scale     F8_E4M3 [144,3]          432"));
@@ -276,7 +293,8 @@ TEST_CASE("what cannot be exported is one clear error, and nothing is written") 
     says("export " + SQUARE + to + "mxfp4,mxfp8", "one recipe", 2);
     says("export " + SQUARE + to + "bf16+mxfp4@10", "one stage", 2);
     says("export " + SQUARE + to + "mxfp4 --skip h.7.*", "matches no layer", 2);
-    says("export " + GPT2 + "odd" + to + "mxfp4", "h.0.attn.c_attn has 35 input channels, whose codes of 4 bits do not end");
+    says("export " + GPT2 + "odd" + to + "mxfp4",
+         "h.0.attn.c_attn has 35 input channels, whose codes of 4 bits do not end");
     says("export " + GPT2 + "nothing" + to + "mxfp4", "nothing");
     says("export " + SQUARE + to + "mxfp4 --calibrate 1 --data " + SQUARE + "/nothing.bin", "nothing.bin");
     says("export " + SQUARE + to + "mxfp4 --seq-len 25", "has 24 positions");
@@ -291,7 +309,8 @@ TEST_CASE("what cannot be exported is one clear error, and nothing is written") 
     exported(GPT2 + "odd", s / "odd", "mxfp4 --skip *.c_attn,*.attn.c_proj,*.c_fc"); // but 140 channels do
     string before = slurp(s / "odd/model.safetensors");
     CHECK(has(error("export " + (s / "odd") + " " + (s / "odd") + " --format bf16"), "is what is to be exported"));
-    CHECK(has(error("export " + (s / "odd") + to + "bf16"), "an export for inference, with tensor \"h.0.mlp.c_proj.weight_scale\""));
+    CHECK(has(error("export " + (s / "odd") + to + "bf16"),
+              "an export for inference, with tensor \"h.0.mlp.c_proj.weight_scale\""));
     std::ofstream(s / "odd/notes.txt") << "mine";
     CHECK(has(error("export " + GPT2 + "odd " + (s / "odd") + " --format bf16"), "holds \"notes.txt\""));
     CHECK(slurp(s / "odd/model.safetensors") == before);
@@ -303,11 +322,13 @@ TEST_CASE("what an export cannot be used for is one clear error") {
     Scratch s;
     exported(SQUARE, s / "x", "mxfp8:w.format=e5m2");
     for (auto& [args, what] : vector<std::pair<string, string>>{
-             {"--steps 1 --recipe bf16 --init " + (s / "x") + TOKENS + " --out " + (s / "run"), "hint: start from the checkpoint that it"},
+             {"--steps 1 --recipe bf16 --init " + (s / "x") + TOKENS + " --out " + (s / "run"),
+              "hint: start from the checkpoint that it"},
              {"scan " + (s / "x") + TOKENS + " --recipe mxfp4", "hint: start from the checkpoint that it"},
              {"eval " + (s / "x") + TOKENS + " --native", "GEMMs are emulated"},
              {"eval " + (s / "x") + TOKENS + " --recipe mxfp8:outlier=4", "an outlier is put into weights"},
-             {"eval " + (s / "x") + TOKENS + " --recipe mxfp8:x.format=e5m2:dy.format=e4m3:w.format=e4m3", "E5M2 on both sides of fprop"}}) {
+             {"eval " + (s / "x") + TOKENS + " --recipe mxfp8:x.format=e5m2:dy.format=e4m3:w.format=e4m3",
+              "E5M2 on both sides of fprop"}}) {
         string text = error(args);
         INFO(args, "\n", text);
         CHECK(has(text, what));
@@ -327,30 +348,55 @@ TEST_CASE("a damaged export is an error that names the file and the tensor") {
         CHECK(lines(text).size() == 1);
     };
     const string linear = "h.1.attn.c_proj";
-    auto set = [](File& f, const string& name, size_t at, auto value) { memcpy(f.bytes[name].data() + at, &value, sizeof value); };
-    for (float bad : {0.0f, -1.0f, NAN, INFINITY}) {
-        damaged("e4m3", "\"" + linear + ".weight_scale\" F32 []: element 0, ", [&](File& f) { set(f, linear + ".weight_scale", 0, bad); });
-        damaged("bf16", "\"" + linear + ".input_scale\" F32 []: element 0, ", [&](File& f) { set(f, linear + ".input_scale", 0, bad); });
-        damaged("blockwise", "\"" + linear + ".weight_scale\" F32 [1,1]: element 0, ", [&](File& f) { set(f, linear + ".weight_scale", 0, bad); });
-        if (bad) damaged("nvfp4", "\"" + linear + ".weight_scale_2\" F32 []: element 0, ", [&](File& f) { set(f, linear + ".weight_scale_2", 0, bad); });
+    {
+        exported(SQUARE, s / "x", "mxfp4");
+        std::fstream file(s / "x/model.safetensors", std::ios::in | std::ios::out | std::ios::binary);
+        file.seekp(-3, std::ios::end), file.put('~');
+        file.close();
+        CHECK(has(error("eval " + (s / "x") + TOKENS), s / "x/model.safetensors: damaged"));
     }
-    damaged("mxfp4", "\"" + linear + ".weight_scale\" F8_E8M0 [48,2]: byte 7, 0xff", [&](File& f) { set(f, linear + ".weight_scale", 7, '\xff'); });
+    auto set = [](File& f, const string& name, size_t at, auto value) {
+        memcpy(f.bytes[name].data() + at, &value, sizeof value);
+    };
+    for (float bad : {0.0f, -1.0f, NAN, INFINITY}) {
+        damaged("e4m3", "\"" + linear + ".weight_scale\" F32 []: element 0, ",
+                [&](File& f) { set(f, linear + ".weight_scale", 0, bad); });
+        damaged("bf16", "\"" + linear + ".input_scale\" F32 []: element 0, ",
+                [&](File& f) { set(f, linear + ".input_scale", 0, bad); });
+        damaged("blockwise", "\"" + linear + ".weight_scale\" F32 [1,1]: element 0, ",
+                [&](File& f) { set(f, linear + ".weight_scale", 0, bad); });
+        if (bad)
+            damaged("nvfp4", "\"" + linear + ".weight_scale_2\" F32 []: element 0, ",
+                    [&](File& f) { set(f, linear + ".weight_scale_2", 0, bad); });
+    }
+    damaged("mxfp4", "\"" + linear + ".weight_scale\" F8_E8M0 [48,2]: byte 7, 0xff",
+            [&](File& f) { set(f, linear + ".weight_scale", 7, '\xff'); });
     for (char bad : {'\x7f', '\x81'})
-        damaged("nvfp4", "\"" + linear + ".weight_scale\" F8_E4M3 [48,3]: byte 7, ", [&](File& f) { set(f, linear + ".weight_scale", 7, bad); });
-    damaged("mxfp8", "\"" + linear + ".weight\" F8_E4M3 [48,48]: byte 9, 0xff, is nan", [&](File& f) { set(f, linear + ".weight", 9, '\xff'); });
+        damaged("nvfp4", "\"" + linear + ".weight_scale\" F8_E4M3 [48,3]: byte 7, ",
+                [&](File& f) { set(f, linear + ".weight_scale", 7, bad); });
+    damaged("mxfp8", "\"" + linear + ".weight\" F8_E4M3 [48,48]: byte 9, 0xff, is nan",
+            [&](File& f) { set(f, linear + ".weight", 9, '\xff'); });
     damaged("mxfp8:w.format=e5m2", "byte 9, 0x7c, is inf", [&](File& f) { set(f, linear + ".weight", 9, '\x7c'); });
-    damaged("nvfp4", "is no amax of BF16 weights / 2688", [&](File& f) { f.bytes[linear + ".weight_scale_2"][0] ^= 1; });
-    for (string name : {linear + ".weight", linear + ".weight_scale", linear + ".bias", string("wte.weight"), linear + ".input_scale"})
+    damaged("nvfp4", "is no amax of BF16 weights / 2688",
+            [&](File& f) { f.bytes[linear + ".weight_scale_2"][0] ^= 1; });
+    for (string name : {linear + ".weight", linear + ".weight_scale", linear + ".bias", string("wte.weight"),
+                        linear + ".input_scale"})
         damaged("mxfp8", name, [&](File& f) { f.remove(name); });
-    damaged("nvfp4", "\"" + linear + ".weight_scale_2\" F32 [] is missing", [&](File& f) { f.remove(linear + ".weight_scale_2"); });
+    damaged("nvfp4", "\"" + linear + ".weight_scale_2\" F32 [] is missing",
+            [&](File& f) { f.remove(linear + ".weight_scale_2"); });
     damaged("mxfp8", "F8_E4M3 [48,48] is expected", [&](File& f) { f.at(linear + ".weight").shape = {24, 96}; });
     damaged("mxfp8", "F8_E8M0 [48,2] is expected", [&](File& f) { f.at(linear + ".weight_scale").shape = {2, 48}; });
     damaged("mxfp8", "no cast here makes such codes", [&](File& f) { f.at(linear + ".weight_scale").dtype = "U8"; });
-    damaged("mxfp8", "no cast here makes such codes", [&](File& f) { f.at(linear + ".weight_scale").dtype = "F8_E4M3"; });
+    damaged("mxfp8", "no cast here makes such codes",
+            [&](File& f) { f.at(linear + ".weight_scale").dtype = "F8_E4M3"; });
     damaged("mxfp8", "no cast here makes such codes", [&](File& f) { f.at(linear + ".weight").dtype = "I8"; });
     damaged("mxfp8", "F32 [48] is expected", [&](File& f) { f.at(linear + ".bias").dtype = "I32"; });
-    damaged("mxfp8", "\"extra\" F32 [1]: this model has no such tensor", [&](File& f) { f.tensors.push_back({"extra", "F32", {1}, f.bytes["ln_f.bias"].data()}); });
-    damaged("mxfp8", "quant_format \"mx\\nfp8\" is no recipe", [&](File& f) { f.metadata = {{"quant_format", "mx\nfp8"}}; });
+    damaged("mxfp8", "\"extra\" F32 [1]: this model has no such tensor", [&](File& f) {
+        f.tensors.push_back({"extra", "F32", {1}, f.bytes["ln_f.bias"].data()});
+    });
+    damaged("mxfp8", "quant_format \"mx\\nfp8\" is no recipe", [&](File& f) {
+        f.metadata = {{"quant_format", "mx\nfp8"}};
+    });
 }
 
 } // namespace
