@@ -35,9 +35,8 @@ struct AttentionScratch { // B * NH * T * (past + T) elements each; none for the
 // Where the keys and values of all past + T tokens stand, and as what: in qkv, or in a cache (kv_cache.cuh).
 template <class KV> struct KeyValues {
     const KV *k, *v;
-    size_t ld;   // from one token's to the next one's
-    size_t rows; // tokens from one window to the next
-    HD size_t at(Heads::Row r, Heads d) const { return r.b * rows * ld + r.h * d.HS; } // head h of token 0
+    size_t ld, head, window; // from one token's to the next one's, from one head's, from one window's
+    HD size_t at(Heads::Row r) const { return r.b * window + r.h * head; } // of token 0
 };
 
 // --- the definition, forward -------------------------------------------------------------------------------------
@@ -72,11 +71,11 @@ HD inline void attention_row(Lanes g, act* o, real* lse, const act* qkv, KeyValu
     int keys = d.past + (int)r.t + 1;
     real* s = scratch.s + n * d.keys();
     act* p = scratch.p + n * d.keys();
-    dots_row(g, s, qkv + d.q(r), kv.k + kv.at(r, d), kv.ld, keys, d.HS, d.scale());
+    dots_row(g, s, qkv + d.q(r), kv.k + kv.at(r), kv.ld, keys, d.HS, d.scale());
     real l = softmax_row(g, p, s, keys);
     if (g.first()) lse[n] = (real)l;
     g.sync();
-    weighted_rows(g, o + d.o(r), p, 1, kv.v + kv.at(r, d), kv.ld, keys, d.HS);
+    weighted_rows(g, o + d.o(r), p, 1, kv.v + kv.at(r), kv.ld, keys, d.HS);
 }
 
 // --- the definition, backward ------------------------------------------------------------------------------------
@@ -118,7 +117,7 @@ template <class KV>
 void attention_forward_head(act* o, real* lse, const act* qkv, KeyValues<KV> kv, Heads d, size_t b, size_t h) {
     static thread_local std::vector<real> s;
     static thread_local std::vector<act> p;
-    size_t C = d.C(), at = kv.at({b, h, 0}, d);
+    size_t C = d.C(), at = kv.at({b, h, 0});
     for (int t0 = 0; t0 < d.T; t0 += QUERIES) {
         int R = std::min(QUERIES, d.T - t0), keys = d.past + t0 + R;
         Heads::Row first = {b, h, (size_t)t0};
@@ -194,7 +193,7 @@ void attention_forward(act* o, real* lse, const act* qkv, KeyValues<KV> kv, Atte
     for_heads("attention", bytes, flops, d, [=](int b, int h) { attention_forward_head(o, lse, qkv, kv, d, b, h); });
 }
 inline void attention_forward(act* o, real* lse, const act* qkv, AttentionScratch scratch, Heads d) {
-    KeyValues<act> kv = {qkv + d.C(), qkv + 2 * d.C(), 3 * d.C(), (size_t)d.T};
+    KeyValues<act> kv = {qkv + d.C(), qkv + 2 * d.C(), 3 * d.C(), (size_t)d.HS, d.T * 3 * d.C()};
     attention_forward(o, lse, qkv, kv, scratch, d);
 }
 // dqkv (B, T, 3C) is written whole; dout, o (B, T, C)

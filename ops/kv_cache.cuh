@@ -30,7 +30,7 @@ template <class Go> void for_element(Format f, Go go) {
     else fail("keys and values cannot be %s. hint: %s bf16 e4m3 e5m2", f.name, format_of_act().name);
 }
 
-// k and v of layer l: (T, C) each, of one window
+// k and v of a layer: (NH, T, HS) each, of one window, so that what a head reads lies in one piece
 struct KvCache {
     Format format = BF16;
     int T = 0, C = 0;
@@ -60,14 +60,15 @@ inline void round_keys_values(act* qkv, Format f, Heads d) {
 }
 template <class KV>
 void attention_cached(act* o, real* lse, const act* qkv, KvCache& c, int l, AttentionScratch scratch, Heads d) {
-    size_t C = d.C();
-    KV *k = (KV*)(c.memory + l * c.layer), *v = k + c.T * C;
-    for_rows("kv_cache", 2.0 * d.T * C * (sizeof(act) + sizeof(KV)), d.T, [=] HD(Lanes g, int n) {
-        const act* from = qkv + n * 3 * C + C;
-        g.map((int)C, k + (d.past + n) * C, [](real x) { return x; }, from);
-        g.map((int)C, v + (d.past + n) * C, [](real x) { return x; }, from + C);
+    size_t C = d.C(), HS = d.HS, NH = d.NH, head = c.T * HS;
+    KV *k = (KV*)(c.memory + l * c.layer), *v = k + c.T * C, *k0 = k + d.past * HS, *v0 = v + d.past * HS;
+    for_rows("kv_cache", 2.0 * d.T * C * (sizeof(act) + sizeof(KV)), d.T * NH, [=] HD(Lanes g, int n) {
+        size_t t = n / NH, h = n % NH, to = h * head + t * HS;
+        const act* from = qkv + t * 3 * C + C + h * HS;
+        g.map((int)HS, k0 + to, [](real x) { return x; }, from);
+        g.map((int)HS, v0 + to, [](real x) { return x; }, from + C);
     });
-    attention_forward(o, lse, qkv, KeyValues<KV>{k, v, C, (size_t)c.T}, scratch, d);
+    attention_forward(o, lse, qkv, KeyValues<KV>{k, v, HS, head, 0}, scratch, d);
 }
 // attention_forward() of d.T new tokens after d.past others; their keys and values join the cache of layer l. d.B is 1.
 inline void attention_forward(act* o, real* lse, const act* qkv, KvCache& c, int l, AttentionScratch scratch, Heads d) {

@@ -4,7 +4,7 @@
 //   of neighbours acc = fma(a[k], b[k], fma(a[k+1], b[k+1], acc)), the odd element first. That is what vdpbf16ps does.
 // - Tile order (AMX): for each 32 values of k, even and odd elements are summed apart from +0 by fma, then
 //   acc += even + odd.
-// Neither depends on the number of threads or on how the product is cut into tiles. How far apart can they be? Products
+// Neither depends on the number of threads or of rows, or on how the product is cut into tiles. How far apart can they be? Products
 // of two BF16 are exact in FP32, so only additions round (u = 2^-24), and an addition to the initial 0 does not. In pair
 // order an element passes K - 1 roundings at most; in tile order 15 (its chain of 16), 1 (even + odd), ceil(K/32) - 1
 // (acc). With g(n) = n u / (1 - n u) and A = sum |a[k] b[k]|, each is within g(its roundings) A of the exact sum, so
