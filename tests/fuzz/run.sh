@@ -13,7 +13,7 @@ if ! echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return 0; 
 fi
 shm=/dev/shm && [ -w $shm ] || shm=/tmp
 TMPDIR=$(mktemp -d -p $shm) && export TMPDIR
-log=$(mktemp) && trap 'rm -rf "$log" "$TMPDIR"' EXIT
+log=$(mktemp) && trap 'rm -rf "$log" "$TMPDIR"' EXIT && trap 'exit 1' INT TERM
 passed=0 failed=0
 for t; do
     if ! make -s "build/fuzz/run-$t" >"$log" 2>&1; then
