@@ -196,8 +196,9 @@ static ArmEnd train_or_say(Trainer& run, size_t i, int64_t seed, const NewestChe
     clear_live();
     std::string dir = std::filesystem::path(checkpoint_dir(run.dir, run.arms[i].text, seed, 0)).parent_path();
     NewestCheckpoint last = newest_checkpoint(dir);
-    std::string kept = last.step ? last.dir + " is kept" : "no checkpoint was made yet";
-    throw Error(format("%s\n%s; to go on: ./train --resume %s", e.what(), kept.c_str(), run.dir.c_str()), e.status);
+    if (!last.step) throw;
+    throw Error(format("%s\n%s is kept; to go on: ./train --resume %s", e.what(), last.dir.c_str(), run.dir.c_str()),
+                e.status);
 }
 
 static Config config_of(const Options& o, int data_vocab) {
@@ -369,8 +370,9 @@ static int train(const Options& o, const Resumed* before = nullptr) {
             ArmEnd end = ended < ends.end() ? *ended : train_or_say(run, i, seed, reached[{names[i], seed}]);
             if (end.outcome == "stopped") {
                 clear_live();
-                note("stopped after step %lld of recipe %s, seed %lld. To go on from there: ./train --resume %s",
-                     (long long)end.step, end.recipe.c_str(), (long long)seed, run.dir.c_str());
+                note("stopped after step %lld of recipe %s, seed %lld, which is in %s. To go on: ./train --resume %s",
+                     (long long)end.step, end.recipe.c_str(), (long long)seed,
+                     checkpoint_dir(run.dir, end.recipe, seed, end.step).c_str(), run.dir.c_str());
                 return 128 + stop_signal();
             }
             if (ended < ends.end()) row_ended(end.recipe, seed, end.outcome, end.loss, end.ms);

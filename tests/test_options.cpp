@@ -76,6 +76,9 @@ static const std::vector<Sample> samples = {
     {"train", "kernels", "portable", [](auto& o) { return o.kernels == "portable"; }},
     {"train", "native", nullptr, [](auto& o) { return o.native; }},
     {"train", "resume", "runs/x", [](auto& o) { return o.resume == "runs/x"; }},
+    {"eval", "calibrate", "3", [](auto& o) { return o.calibrate == 3; }},
+    {"eval", "against", "ckpt", [](auto& o) { return o.against == "ckpt"; }},
+    {"export", "format", "nvfp4", [](auto& o) { return o.arms.size() == 1 && o.arms[0].text == "nvfp4"; }},
     {"train", "checkpoint-every", "8", [](auto& o) { return o.checkpoint_every == 8; }},
     {"train", "keep", "3", [](auto& o) { return o.keep == 3; }},
     {"train", "override", nullptr, [](auto& o) { return o.override; }},
@@ -92,6 +95,7 @@ static const std::vector<Sample> samples = {
 static Words command_line(const std::string& command) { // with the arguments it demands
     if (command == "train") return {};
     if (command == "cast") return {command, "e4m3"};
+    if (command == "export") return {command, "ckpt", "out"};
     return command == "eval" || command == "sample" || command == "inspect" || command == "report" ? Words{command, "ckpt"} : Words{command};
 }
 
@@ -134,7 +138,7 @@ TEST_CASE("every option arrives where it belongs, written --name value or --name
 
 TEST_CASE("--help of a command lists the options that the parser takes there, and no other") {
     CHECK(command_names() ==
-          Words{"train", "eval", "sample", "scan", "inspect", "bench", "cast", "formats", "report", "recipes"});
+          Words{"train", "eval", "sample", "scan", "export", "inspect", "bench", "cast", "formats", "report", "recipes"});
     for (auto& command : command_names()) {
         CAPTURE(command);
         Words listed, all;

@@ -33,7 +33,7 @@ inline void fuzz_checkpoint(std::string_view bytes) {
     });
     errors_only([&] {
         Options now;
-        be_quiet(), now.command = "train", now.resume = fuzz_dir() + "/run";
+        now.command = "train", now.resume = fuzz_dir() + "/run";
         Resumed r = resume_options(now);
         same_conditions(r, r.run);
     });
