@@ -65,8 +65,8 @@ HD INLINE void weighted_rows(Lanes g, act* y, const act* p, size_t stride, const
     });
 }
 template <class KV>
-HD inline void attention_row(Lanes g, act* o, real* lse, const act* qkv, KeyValues<KV> kv, AttentionScratch scratch, Heads d,
-                             size_t n) {
+HD inline void attention_row(Lanes g, act* o, real* lse, const act* qkv, KeyValues<KV> kv, AttentionScratch scratch,
+                             Heads d, size_t n) {
     Heads::Row r = d.row(n);
     int keys = d.past + (int)r.t + 1;
     real* s = scratch.s + n * d.keys();

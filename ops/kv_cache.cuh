@@ -40,8 +40,8 @@ struct KvCache {
 };
 inline void allocate(KvCache& c, Format format, int layers, int T, int C) {
     c = {format, T, C};
-    for_element(format, [](auto) {}); // or it is none that can be
-    c.layer = 2 * (size_t)T * C * (size_t)format.bits() / 8, c.bytes = layers * c.layer;
+    for_element(format, [&](auto element) { c.layer = 2 * (size_t)T * C * sizeof(element); });
+    c.bytes = layers * c.layer;
     c.memory = allocate_zeroed(c.bytes);
 }
 inline void release(KvCache& c) { release_memory(c.memory, c.bytes), c.memory = nullptr; }

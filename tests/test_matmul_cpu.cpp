@@ -407,9 +407,9 @@ TEST_CASE("matmul_cpu: any number of threads, and a parallel region around it, g
 }
 TEST_CASE("matmul_cpu: rows come out the same alone, or few, as among many, whatever the kernel and the threads") {
     Random r(77); // what sampling with a cache rests on; 8192 is where few rows no longer fit a workspace
-    for (auto [N, K] : {std::pair(1, 1), {31, 32}, {33, 64}, {100, 97}, {64, 31}, {520, 768}, {40, 8192}, {40, 8193}})
+    for (auto size : {std::pair(1, 1), {31, 32}, {33, 64}, {100, 97}, {64, 31}, {520, 768}, {40, 8192}, {40, 8193}})
         for (bool k_contiguous : {true, false}) {
-            const int M = 40;
+            const int M = 40, N = size.first, K = size.second;
             Matrix a(r, Elem::bf16, true, M, K), b(r, Elem::bf16, k_contiguous, N, K);
             for (CpuKernel kernel : all_kernels) {
                 if (!cpu_kernel_available(kernel)) continue;

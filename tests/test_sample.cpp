@@ -141,9 +141,10 @@ TEST_CASE("sampling: with a cache and without, token for token; formats, prompts
             }
 }
 TEST_CASE("sampling: a window that is full starts again with the last half of the text") {
-    for (auto [seq_len, T] : {std::pair(12, 8), {9, 9}, {4, 1}, {4, 2}})
+    for (auto size : {std::pair(12, 8), {9, 9}, {4, 1}, {4, 2}})
         for (int prompt : {1, 7, 30}) {
-            Model m({2, 2, 12, seq_len, 40}, BF16, T);
+            const int T = size.second;
+            Model m({2, 2, 12, size.first, 40}, BF16, T);
             Cached cache(m.g);
             std::vector<int> text = some_tokens(prompt, 40),
                              got = sample_tokens(m.g, text, 25, {.temperature = 0}, &cache);
