@@ -133,8 +133,9 @@ static ArmEnd train_arm(Trainer& run, size_t i, int64_t seed, const NewestCheckp
     int64_t tokens_per_step = (int64_t)N * o.grad_accum;
     ArmEnd end = {arm, seed, "done", from.step, NAN, 0, NAN};
     std::vector<double> times;
-    for (Table t = from.step ? read_table(run.dir + "/steps.csv") : Table(); times.size() < (size_t)from.step;) // its last
-        times.push_back(t.number(t.rows.size() - from.step + times.size(), "ms"));
+    Table before = from.step ? read_table(run.dir + "/steps.csv") : Table();
+    for (size_t r = 0; r < before.rows.size(); r++)
+        if (before.text(r, "recipe") == arm && before.whole(r, "seed") == seed) times.push_back(before.number(r, "ms"));
     auto evaluate = [&](int64_t step) {
         set_jump(g, {}, 0);
         end.loss = mean_loss(g, val, run.eval_windows());
@@ -314,6 +315,9 @@ static std::map<std::pair<std::string, int64_t>, NewestCheckpoint> where_to_go_o
             if (std::any_of(ends.begin(), ends.end(), [&](auto& e) { return e.recipe == arm.text && e.seed == seed; })) continue;
             std::string dir = std::filesystem::path(checkpoint_dir(run.dir, arm.text, seed, 0)).parent_path();
             NewestCheckpoint found = newest_checkpoint(dir);
+            if (found.step > run.o.steps)
+                fail("--steps %lld: recipe %s, seed %lld has made %lld", (long long)run.o.steps, arm.text.c_str(),
+                     (long long)seed, (long long)found.step);
             if (!found.passed_over.empty()) note("passed over: %s", found.passed_over.c_str());
             if (found.step)
                 note("recipe %s, seed %lld goes on from %s", arm.text.c_str(), (long long)seed, found.dir.c_str());

@@ -110,6 +110,10 @@ struct Reader {
                            6.0 * (double)(whole(*config, "layers", path) * whole(*config, "channels", path) *
                                           whole(*config, "seq_len", path))) /
                           peak->number().value_or(NAN);
+        if (const Json* changes = run.find("changes"))
+            for (auto& change : changes->items)
+                for (auto& word : change.find("words") ? change.find("words")->items : changes->items)
+                    c.changes += (c.changes.empty() ? "" : " ") + word.text;
         if (options.find("price")) c.price = options.find("price")->number().value_or(0);
         c.steps = whole(options, "steps", path);
         for (const Json& arm : member(run, "arms", Json::Array, path).items) add_arm(arm, options, dir, path);
@@ -334,6 +338,7 @@ std::string comparison_text(const Comparison& c, int width) {
     out += table(casts, width);
     if (horizon.size() > 1) say("d in % by how much of the steps is done" + partly), out += table(horizon, width);
     if (floor && c.noise >= 0) say("Noise floor: one bit of a weight moves the loss by up to " + nats(c.noise, floor));
+    if (!c.changes.empty()) say("Changed on the way, so that curves before and after are of different runs: " + c.changes);
     if (n < 2)
         say("One seed: no interval: not a comparison. The gradient error is exact for this batch. hint: --seeds 5");
     if (steady)
@@ -376,6 +381,6 @@ RecipeResult::operator Json() const {
                   tokens_per_second, "speedup", speedup, "mfu", mfu, "cost", cost);
 }
 Json comparison_json(const Comparison& c) {
-    return object(none, "dirs", c.dirs, "baseline", c.baseline, "noise_floor", c.noise_floor, "steps", c.steps, "seeds",
+    return object(none, "dirs", c.dirs, "changes", c.changes, "baseline", c.baseline, "noise_floor", c.noise_floor, "steps", c.steps, "seeds",
                   c.seeds, "noise", c.noise, "price", c.price, "recipes", c.recipes);
 }

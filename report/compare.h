@@ -78,6 +78,7 @@ struct RecipeResult {
 };
 struct Comparison {
     std::vector<std::string> dirs;
+    std::string changes; // options that were changed on the way, by --resume --override; "" if none
     std::string baseline, noise_floor; // recipes; the baseline of the first directory; the A/A arm, "" without one
     int64_t steps = 0, seeds = 0;      // seeds: the most that any recipe was given
     double noise = NAN, price = 0;     // nats, the largest |d| of the A/A arm; price of a GPU hour, 0: not told

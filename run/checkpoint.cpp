@@ -220,7 +220,7 @@ void save_model(const std::string& path, const Config& c, const std::vector<Tens
         write_file(tmp + "/" + SUMS, sums.text + Checksums::last_line(sums.text));
         if (fs::exists(dir)) fs::remove_all(old), fs::rename(dir, old);
         fs::rename(tmp, dir);
-        sync_directory_of(dir);
+        sync_directory_of(dir), sync_directory_of(fs::absolute(dir).parent_path());
         fs::remove_all(old);
     } catch (const std::exception& e) { // no half directory stays, and the older one does
         std::error_code ec;

@@ -203,6 +203,7 @@ TEST_CASE("resume: what would change the curve is refused; with --override it is
         CHECK(r.status == 2);
         CHECK_MESSAGE(has(r.err, "another run"), r.err);
     }
+    CHECK(has(i.resume("--override --steps 15").err, "has made 20"));
     Result r = i.resume("--override --lr 0.1 --steps 50 --keep 2");
     REQUIRE_MESSAGE(r.status == 0, r.err);
     auto got = tables(i.dir);
@@ -211,6 +212,8 @@ TEST_CASE("resume: what would change the curve is refused; with --override it is
     Json run_json = parse_json(slurp(i.dir + "/run.json"), "run.json");
     CHECK(run_json.find("changes")->dump() == R"([{"words":["--lr=0.1","--steps=50"]}])");
     CHECK(run_json.find("options")->find("steps")->text == "50");
+    string page = slurp(i.dir + "/report.html");
+    CHECK(has(page, R"("changes":"--lr=0.1 --steps=50")"));
     // It has ended, and once more it is only told; longer again, it goes on.
     CHECK(has(i.resume().out, "step=50"));
     CHECK(i.resume("--lr 0.2").status == 2);
