@@ -48,6 +48,7 @@ struct Trainer { // what the arms of a run share
     Dump dump = {};
     Tokenizer tokenizer = {};
     std::unique_ptr<Log> log = nullptr;
+    bool training = false; // an arm has been set up
     uint64_t eval_windows() const {
         Batches all(*data.val, o.batch_size, T(), false, 0);
         return std::min<uint64_t>(all.windows(), (uint64_t)o.eval_batches * o.batch_size);
@@ -97,13 +98,9 @@ static void save(Trainer& run, GPT& g, const std::string& arm, int64_t seed, int
     std::string dir = checkpoint_dir(run.dir, arm, seed, step);
     save_checkpoint(dir, g.config, named_tensors(g), &state);
     bool last = step == o.steps && !o.given.count("keep");
-    prune_checkpoints(std::filesystem::path(dir).parent_path(), last ? 1 : o.keep);
+    prune_checkpoints(std::filesystem::path(dir).parent_path(), step, last ? 1 : o.keep);
 }
-static void restore(GPT& g, const Options& o, const std::string& arm, int64_t seed, const NewestCheckpoint& from) {
-    Json about = state_of(from.dir);
-    for (auto& [key, value] : {std::pair("recipe", Json(arm)), {"seed", Json(seed)}, {"step", Json(from.step)}})
-        if (const Json* v = about.find(key); !v || v->dump() != value.dump())
-            fail("%s: of another run: %s is not %s", from.dir.c_str(), key, value.dump().c_str());
+static void restore(GPT& g, const Options& o, const std::string& arm, const NewestCheckpoint& from) {
     load_weights(g, from.dir);
     load_state(from.dir, moments_of(g));
     for (int k = 0; k < (int)g.stages.size(); k++)
@@ -128,7 +125,8 @@ static ArmEnd train_arm(Trainer& run, size_t i, int64_t seed, const NewestCheckp
     int B = o.batch_size, T = run.T(), N = B * T;
     GPT g;
     allocate(g, run.config, Use::training, B, T, stages);
-    from.step ? restore(g, o, arm, seed, from) : start_weights(g, o, stages[0].recipe, seed);
+    from.step ? restore(g, o, arm, from) : start_weights(g, o, stages[0].recipe, seed);
+    run.training = true;
     Batches batches(*run.data.train, B, T, o.order == "shuffled", seed), val(*run.data.val, B, T, false, seed);
     int64_t tokens_per_step = (int64_t)N * o.grad_accum;
     ArmEnd end = {arm, seed, "done", from.step, NAN, 0, NAN};
@@ -197,8 +195,8 @@ static ArmEnd train_or_say(Trainer& run, size_t i, int64_t seed, const NewestChe
 } catch (const Error& e) {
     clear_live();
     std::string dir = std::filesystem::path(checkpoint_dir(run.dir, run.arms[i].text, seed, 0)).parent_path();
-    NewestCheckpoint last = newest_checkpoint(dir);
-    if (!last.step) throw;
+    NewestCheckpoint last = newest_checkpoint(dir, run.arms[i].text, seed, run.config);
+    if (!last.step || !run.training) throw;
     throw Error(format("%s\n%s is kept; to go on: ./train --resume %s", e.what(), last.dir.c_str(), run.dir.c_str()),
                 e.status);
 }
@@ -256,7 +254,7 @@ static void describe(Trainer& run, const std::string& device, const Resumed* bef
     if (before && !before->changes.items.empty()) json.set("changes", before->changes);
     if (before) same_conditions(*before, json);
     parse_json(json.dump(), "run.json"); // texts that nobody could read back fail here
-    if (!before || before->changed) write_file(run.dir + "/run.json", json.dump(2) + "\n");
+    if (!before || before->rewrites) write_file(run.dir + "/run.json", json.dump(2) + "\n");
     note("%s. %d layers, %d heads, %d channels, %d positions, vocabulary %d: %.3f M parameters, %.2f GB. Writing to %s",
          device.c_str(), c.layers, c.heads, c.channels, c.seq_len, c.vocab, params / 1e6, largest / 1e9,
          run.dir.c_str());
@@ -306,7 +304,7 @@ static void report_on(const std::vector<std::string>& dirs, const std::string& p
 static std::map<std::pair<std::string, int64_t>, NewestCheckpoint> where_to_go_on(const Trainer& run,
                                                                                   std::vector<ArmEnd>& ends, bool changed) {
     std::map<std::pair<std::string, int64_t>, NewestCheckpoint> reached;
-    if (changed) std::erase_if(ends, [&](auto& e) { return e.outcome == "done" && e.step < run.o.steps; });
+    std::erase_if(ends, [&](auto& e) { return e.outcome == "done" && e.step < run.o.steps; });
     if (changed && !ends.empty())
         fail("--override: recipe %s, seed %lld has ended, under the options of before; its curve and the others' would be "
              "of different experiments", ends[0].recipe.c_str(), (long long)ends[0].seed);
@@ -314,7 +312,7 @@ static std::map<std::pair<std::string, int64_t>, NewestCheckpoint> where_to_go_o
         for (const Arm& arm : run.arms) {
             if (std::any_of(ends.begin(), ends.end(), [&](auto& e) { return e.recipe == arm.text && e.seed == seed; })) continue;
             std::string dir = std::filesystem::path(checkpoint_dir(run.dir, arm.text, seed, 0)).parent_path();
-            NewestCheckpoint found = newest_checkpoint(dir);
+            NewestCheckpoint found = newest_checkpoint(dir, arm.text, seed, run.config);
             if (found.step > run.o.steps)
                 fail("--steps %lld: recipe %s, seed %lld has made %lld", (long long)run.o.steps, arm.text.c_str(),
                      (long long)seed, (long long)found.step);
@@ -352,7 +350,10 @@ static int train(const Options& o, const Resumed* before = nullptr) {
         fail("--seq-len %d: the checkpoint has %d positions", o.seq_len, config.seq_len);
     Tokenizer tokenizer = open_tokenizer(o.tokenizer, {o.init, o.data}, config.vocab);
     tokenizer.encode(o.prompt); // what is wrong with it is said now
-    Trainer run = {o, config, std::move(data), before ? o.resume : make_run_dir(o.out), arms, stages, dump, tokenizer};
+    std::string dir = before ? o.resume : make_run_dir(o.out);
+    std::unique_ptr<RunLock> lock(before ? nullptr : new RunLock(dir));
+    if (!before && std::filesystem::exists(dir + "/run.json")) fail("--out %s: a run is there already", dir.c_str());
+    Trainer run = {o, config, std::move(data), dir, arms, stages, dump, tokenizer};
     std::vector<ArmEnd> ends; // of arms that have ended before
     std::map<std::pair<std::string, int64_t>, NewestCheckpoint> reached; // by the others
     if (before) ends = read_ends(run.dir + "/arms.csv"), reached = where_to_go_on(run, ends, before->changed);
@@ -401,6 +402,9 @@ static int train_command(const Options& o) {
     if (o.resume.empty() && (o.override || o.drop_scales))
         fail_usage("--%s: it belongs to --resume DIR", o.override ? "override" : "drop-scales");
     if (o.resume.empty()) return train(o);
+    if (!std::filesystem::exists(o.resume + "/run.json"))
+        fail("--resume %s: no run is there (it has no run.json)", o.resume.c_str());
+    RunLock lock(o.resume);
     Resumed run = resume_options(o);
     return train(run.options, &run);
 }
@@ -486,8 +490,13 @@ static int bench_command(const Options& o) {
     return status;
 }
 
+static int out_of_memory() {
+    fprintf(stderr, "error: out of memory. hint: a smaller --batch-size or --seq-len, or fewer --threads\n");
+    return 1;
+}
 int main(int argc, char** argv) {
     while (open("/dev/null", O_RDWR) <= STDERR_FILENO) {} // whoever closed one of the three must not get a table as it
+    std::set_terminate([] { _exit(out_of_memory()); }); // what a thread of OpenMP's throws reaches no catch
     signal(SIGXFSZ, SIG_IGN); // a file that may not grow is an error like a full disk
     try {
         Options o = parse_options(argc, argv);
@@ -508,7 +517,10 @@ int main(int argc, char** argv) {
         fprintf(stderr, "error: %s\n", e.what());
         return e.status;
     } catch (const std::bad_alloc&) {
-        fprintf(stderr, "error: out of memory. hint: a smaller --batch-size or --seq-len\n");
+        return clear_live(), out_of_memory();
+    } catch (const std::exception& e) { // of the standard library: a path that no file can have, say
+        clear_live();
+        fprintf(stderr, "error: %s\n", e.what());
         return 1;
     }
 }

@@ -315,6 +315,7 @@ inline int export_command(const Options& o) try {
             fail("--format %s: %s has %d input channels, whose codes of %d bits do not end with a byte. hint: --skip",
                  arm.text.c_str(), name.c_str(), l.weight.cols, w.elem.bits());
     });
+    if (is_quantized(w) && cast.empty()) fail_usage("--format %s: --skip leaves nothing to store so", arm.text.c_str());
     load_weights(g, path);
     uint64_t fingerprint = fingerprint_of(g);
     for_each_param(g, [&](const std::string& name, Param& p) {

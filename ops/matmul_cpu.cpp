@@ -714,8 +714,8 @@ static Plan plan(const Gemm& g, int chunk_k, int threads) {
         p.mt = ceil_div(g.M, mc), p.nt = ceil_div(g.N, nc);
         const int64_t tiles = (int64_t)p.mt * p.nt;
         if ((tiles >= threads && (tiles % threads == 0 || tiles >= 8 * threads)) || (mc == 32 && nc == 32)) break;
-        if (mc >= nc) mc = std::max(32, round_up(ceil_div(g.M, p.mt + 1), 32));
-        else nc = std::max(32, round_up(ceil_div(g.N, p.nt + 1), 32));
+        if (mc >= nc) mc = std::min(mc - 32, round_up(ceil_div(g.M, p.mt + 1), 32)); // what is larger is above 32
+        else nc = std::min(nc - 32, round_up(ceil_div(g.N, p.nt + 1), 32));
     }
     p.mc = mc, p.nc = nc;
     return p;

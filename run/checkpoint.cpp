@@ -196,6 +196,7 @@ void save_checkpoint(const std::string& dir, const Config& c, const std::vector<
 void save_model(const std::string& path, const Config& c, const std::vector<TensorOut>& tensors, const TextMap& metadata,
                 const Json& quantization, const TrainingState* state) {
     std::string dir = path.substr(0, path.find_last_not_of('/') + 1), tmp = dir + ".tmp", old = dir + ".old";
+    if (dir.empty()) fail("\"%s\": a directory of its own is needed for a checkpoint", path.c_str());
     Json end_of_text = c.vocab > 50256 ? Json(50256) : Json(); // only GPT-2's own vocabulary has one
     Json json(Json::Object);
     json.set("architectures", Json(Json::Array).add("GPT2LMHeadModel")).set("model_type", "gpt2");
@@ -226,10 +227,12 @@ void save_model(const std::string& path, const Config& c, const std::vector<Tens
         std::error_code ec;
         if (!fs::exists(dir, ec)) fs::rename(old, dir, ec);
         fs::remove_all(tmp, ec);
-        double bytes = 1 << 14, room = (double)fs::space(fs::path(dir).parent_path(), ec).available;
+        double bytes = 1 << 16, room = (double)fs::space(fs::absolute(dir).parent_path(), ec).available;
         for (const TensorOut& t : tensors) bytes += elements(t.shape) * dtype_bits(t.dtype) / 8.0;
         for (size_t k = 0; state && k < state->tensors.size(); k++) bytes += 4.0 * elements(state->tensors[k].shape);
-        std::string need = !ec && room < bytes ? format(". It takes %.1f MB, and %.1f MB are free", bytes / 1e6, room / 1e6) : "";
+        auto size = [](double bytes) { return bytes < 1e7 ? format("%.0f kB", bytes / 1e3) : format("%.0f MB", bytes / 1e6); };
+        std::string need = ". It takes " + size(bytes) + ", and " + size(room) + " are free";
+        if (ec || room > bytes) need = "";
         fail("%s: no checkpoint written: %s%s", dir.c_str(), e.what(), need.c_str());
     }
 }
@@ -281,23 +284,34 @@ static std::vector<std::pair<int64_t, std::string>> steps_in(const std::string& 
     std::sort(steps.rbegin(), steps.rend());
     return steps;
 }
-NewestCheckpoint newest_checkpoint(const std::string& dir) {
+NewestCheckpoint newest_checkpoint(const std::string& dir, const std::string& recipe, int64_t seed, const Config& c) {
     NewestCheckpoint found;
     for (auto& [step, path] : steps_in(dir)) try {
             verify_checkpoint(path);
+            Json about = state_of(path);
+            for (auto& [key, value] : {std::pair("recipe", Json(recipe)), {"seed", Json(seed)}, {"step", Json(step)}})
+                if (const Json* v = about.find(key); !v || v->dump() != value.dump())
+                    fail("%s: of another run: %s is not %s", path.c_str(), key, value.dump().c_str());
+            Config has = read_config(path);
+            for (auto& s : sizes)
+                if (has.*s.field != c.*s.field)
+                    fail("%s: of another run: %s is %d, not %d", path.c_str(), s.key, has.*s.field, c.*s.field);
             return found.dir = path, found.step = step, found;
         } catch (const Error& e) {
-            found.passed_over += (found.passed_over.empty() ? "" : "; ") + std::string(e.what());
+            std::string why = e.what();
+            found.passed_over += (found.passed_over.empty() ? "" : "; ") + why.substr(0, why.find(". hint:"));
         }
     return found;
 }
-void prune_checkpoints(const std::string& dir, int keep) {
+void prune_checkpoints(const std::string& dir, int64_t step, int keep) {
     std::error_code ec;
-    for (auto& [step, path] : steps_in(dir))
-        if (keep-- <= 0) fs::remove_all(path, ec);
-    for (auto& entry : fs::directory_iterator(dir, ec)) {
-        std::string name = entry.path().filename();
-        if (name.starts_with("step-") && (name.ends_with(".tmp") || name.ends_with(".old"))) fs::remove_all(entry.path(), ec);
+    for (auto& [at, path] : steps_in(dir))
+        if (at <= step && keep-- <= 0) fs::remove_all(path, ec);
+    std::vector<fs::path> left;
+    for (auto& entry : fs::directory_iterator(dir, ec)) left.push_back(entry.path());
+    for (auto& path : left) {
+        std::string name = path.filename();
+        if (name.starts_with("step-") && (name.ends_with(".tmp") || name.ends_with(".old"))) fs::remove_all(path, ec);
     }
 }
 

@@ -53,15 +53,16 @@ void verify_model(const std::string& path);
 void load_state(const std::string& dir, const std::vector<NamedTensor>& tensors);
 Json state_of(const std::string& dir); // state.json
 
-// The newest checkpoint DIR/step-NNNNNN that is complete and undamaged; "" if there is none.
+// The newest of a run's checkpoints DIR/step-NNNNNN that is complete, undamaged and of this arm; "" if there is none.
 struct NewestCheckpoint {
     std::string dir;
     int64_t step = 0;
-    std::string passed_over; // "step-000050: why", newer ones, joined by "; "
+    std::string passed_over; // newer ones, and why, joined by "; "
 };
-NewestCheckpoint newest_checkpoint(const std::string& dir);
-// Removes all of DIR's step-NNNNNN but the newest `keep`, and what an interrupted save or removal has left.
-void prune_checkpoints(const std::string& dir, int keep);
+NewestCheckpoint newest_checkpoint(const std::string& dir, const std::string& recipe, int64_t seed, const Config& c);
+// When `step` has been saved: removes all of DIR's step-NNNNNN up to it but the newest `keep`, and what an interrupted
+// save or removal has left. Later steps, which have been passed over, stay until their number comes.
+void prune_checkpoints(const std::string& dir, int64_t step, int keep);
 // One line per tensor, then, of a run, scales and where it stood, and sizes and total; as JSON one object per line. Reads
 // any safetensors file, and llm.c's.
 std::string inspect_checkpoint(const std::string& path, bool json);

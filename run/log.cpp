@@ -49,19 +49,19 @@ std::string checkpoint_dir(const std::string& dir, const std::string& arm, int64
 }
 
 // --- the tables of a run -------------------------------------------------------------------------------------------
-static int locked(const std::string& dir) {
-    int fd = open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
-        fail("%s: another process is writing this run", dir.c_str());
-    return fd;
+RunLock::RunLock(const std::string& dir) : fd(open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+    if (fd < 0) fail("%s: cannot open: %s", dir.c_str(), strerror(errno));
+    if (flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return;
+    close(fd);
+    fail("%s: another process is writing this run", dir.c_str());
 }
+RunLock::~RunLock() { close(fd); }
 static Keep before(const Keep& keep) {
     if (!keep) return nullptr;
     return [keep](const std::string& recipe, int64_t seed, int64_t step) { return keep(recipe, seed, step + 1); };
 }
-Log::~Log() { close(lock); }
 Log::Log(const std::string& dir, const Keep& keep)
-    : dir(dir), lock(locked(dir)), steps(dir + "/steps.csv", "recipe,seed,step,tokens,loss,grad_norm,lr,ms", keep),
+    : dir(dir), steps(dir + "/steps.csv", "recipe,seed,step,tokens,loss,grad_norm,lr,ms", keep),
       evals(dir + "/evals.csv", "recipe,seed,step,tokens,loss", before(keep)),
       tensors(dir + "/tensors.csv",
               "recipe,seed,step,layer,operand,format,amax,scale,underflow,saturation,sqnr_db,bias", keep),

@@ -31,15 +31,20 @@ struct ArmEnd { // a row of arms.csv
 };
 std::vector<ArmEnd> read_ends(const std::string& path); // without a line that was cut off; no file: none
 
+// Nobody else writes a run while this lives: taken before anything in its directory is read or written.
+struct RunLock {
+    int fd;
+    explicit RunLock(const std::string& dir);
+    RunLock(const RunLock&) = delete;
+    ~RunLock();
+};
 // The tables of a run, in an existing directory.
 struct Log {
     std::string dir;
-    int lock; // of the directory: nobody else writes this run
     Csv steps, evals, tensors, arms;
     // With `keep` the tables are there. The evaluation of a checkpoint's step, and whether that ends its arm, come after
     // it, and so again.
     explicit Log(const std::string& dir, const Keep& keep = nullptr);
-    ~Log();
     void step(const Step& s); // a row, and show_progress(s)
     void eval(const std::string& recipe, int64_t seed, int64_t step, int64_t tokens, double loss); // nats
     void sync();               // what was written outlives the machine

@@ -10,7 +10,7 @@ static bool among(const std::string& name, const std::string& list) {
     return (" " + list + " ").find(" " + name + " ") != std::string::npos;
 }
 // What no curve depends on; what this call of the program is told, not the run; and what makes another run of it.
-static const std::string harmless = "threads price quiet profile sample-every prompt tokenizer checkpoint-every keep",
+static const std::string harmless = "data val-data threads price quiet profile sample-every prompt tokenizer checkpoint-every keep",
                          of_the_call = "resume override drop-scales threads quiet profile",
                          another = "recipe skip model layers heads channels seq-len vocab init seed noise-floor out dump";
 
@@ -34,7 +34,13 @@ Resumed resume_options(const Options& now) {
     Resumed r;
     if (const Json* changes = run.find("changes")) r.changes = *changes;
     std::vector<std::string> begun = texts(run, "command", path), all = begun;
-    Options before = parse(begun);
+    Options before = [&]() -> Options {
+        try {
+            return parse(begun);
+        } catch (const Error& e) { fail("%s: its command: %s", path.c_str(), e.what()); }
+    }();
+    if (before.command != "train" || before.help || before.version)
+        fail("%s: its command is none of a training run", path.c_str());
     all.insert(all.end(), now.words.begin(), now.words.end());
     Options& o = r.options = parse(all);
     Json was = settings(before), is = settings(o), words(Json::Array);
@@ -44,20 +50,26 @@ Resumed resume_options(const Options& now) {
         if (among(name, another))
             fail_usage("--%s with --resume: it was %s, and with another it would be another run. hint: start that one",
                        name.c_str(), a->dump().c_str());
-        if (!among(name, harmless) && !o.override)
+        bool counts = !among(name, harmless) && name != "seeds"; // more seeds change no curve
+        if (name == "seeds" && o.seeds < before.seeds)
+            fail_usage("--seeds %d with --resume: it was %d. hint: more are fine, fewer are not", o.seeds, before.seeds);
+        counts |= o.override && among(name, "data val-data"); // else they are compared
+        if (counts && !o.override)
             fail_usage("--%s %s with --resume: it was %s, so the result would be of neither. hint: --override goes on "
                        "all the same, and run.json will say so", name.c_str(), b->text.c_str(), a->dump().c_str());
         bool path = among(name, "data val-data") && b->text != "builtin";
         std::string word = "--" + name, value = path ? std::string(std::filesystem::absolute(b->text)) : b->text;
         begun.push_back(b->kind == Json::Bool ? word : word + "=" + value);
-        if (!among(name, harmless)) words.add(begun.back());
+        if (counts) words.add(begun.back());
+        r.rewrites |= counts || name == "seeds";
     }
     r.changed = !words.items.empty();
     if (r.changed) r.changes.add(Json(Json::Object).set("words", words));
     o.out = o.resume = now.resume, o.words = begun;
     const Json* cwd = run.find("directory");
     r.run = run, r.directory = cwd ? cwd->text : std::filesystem::current_path().string();
-    for (auto& [name, p] : {std::pair("data", &o.data), {"val-data", &o.val_data}, {"init", &o.init}})
+    for (auto& [name, p] : {std::pair("data", &o.data), {"val-data", &o.val_data}, {"init", &o.init},
+                             {"tokenizer", &o.tokenizer}})
         if (cwd && !now.given.count(name) && !p->empty() && *p != "builtin" && std::filesystem::current_path() != cwd->text)
             *p = std::filesystem::path(cwd->text) / *p; // which stays as it is if it begins with /
     return r;

@@ -7,6 +7,7 @@ struct Resumed {
     Json run;                       // run.json, as it is
     std::string directory;          // where the run was begun
     bool changed = false;           // an option that its curves depend on
+    bool rewrites = false;          // run.json: changed, or there are more seeds
     Json changes = Json(Json::Array); // of such options after its start: {"words": [..]}, one item for each time
 };
 // The options of the run in now.resume, with those of `now` that may differ: what changes no result, and with

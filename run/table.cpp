@@ -52,7 +52,8 @@ int64_t Table::whole(size_t row, const std::string& name) const {
 
 // --- writing -----------------------------------------------------------------------------------------------------
 [[noreturn]] static void cannot_write(const std::string& path, int why) {
-    fail("cannot write %s: %s. hint: make room, or choose another place with --out DIR", path.c_str(), strerror(why));
+    fail("cannot write %s: %s%s", path.c_str(), strerror(why),
+         why == ENOSPC || why == EDQUOT || why == EFBIG ? ". hint: make room there" : "");
 }
 Csv::Csv(const std::string& path, const std::string& header, const Keep& keep) : path(path), pending(header + "\n") {
     columns = (size_t)std::count(header.begin(), header.end(), ',') + 1;
@@ -68,7 +69,7 @@ Csv::Csv(const std::string& path, const std::string& header, const Keep& keep) :
         pending.clear();
         for (size_t r = 0; r < t.rows.size(); r++)
             if (keep(t.text(r, "recipe"), t.whole(r, "seed"), t.whole(r, "step"))) line(t.rows[r]);
-        write_file(path, text);
+        if (text != read_file(path, SIZE_MAX)) write_file(path, text);
     }
     fd = open(path.c_str(), O_CREAT | (keep ? 0 : O_EXCL) | O_WRONLY | O_APPEND | O_CLOEXEC, 0666);
     if (fd < 0) cannot_write(path, errno);

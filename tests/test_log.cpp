@@ -43,7 +43,8 @@ TEST_CASE("a directory that holds a run, or cannot be one, is refused with a hin
     CHECK(has(error_of([] { Log("not/there"); }), "cannot write not/there/steps.csv: No such file"));
     {
         Log first(make_run_dir("twice"));
-        CHECK(has(error_of([] { Log("twice"); }), "another process is writing this run"));
+        RunLock here("twice");
+        CHECK(has(error_of([] { RunLock("twice"); }), "another process is writing this run"));
     }
     CHECK(has(error_of([] { Log("twice"); }), "File exists"));
 }

@@ -391,6 +391,16 @@ TEST_CASE("matmul_cpu: any number of threads, and a parallel region around it, g
                 CHECK((p.run(k) == want));
             }
         }
+    for (int M : {64, 160, 384}) // how these are cut among more threads than there are cores once never ended
+        for (int N : {96, 160, 512}) {
+            Problem p(r, M, N, 700, Elem::bf16, Elem::bf16, Elem::f32);
+            omp_set_num_threads(1);
+            auto want = p.run(CpuKernel::fast);
+            for (int threads : {3, 4, 7, 16}) {
+                omp_set_num_threads(threads);
+                CHECK((p.run(CpuKernel::fast) == want));
+            }
+        }
     omp_set_num_threads(3);
     std::vector<std::unique_ptr<Problem>> p;
     std::vector<std::vector<char>> want, got(6);

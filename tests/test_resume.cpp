@@ -4,6 +4,7 @@
 #include "run/checkpoint.h"
 #include "run/error.h"
 #include "run/files.h"
+#include "run/log.h"
 #include "run/random.h"
 #include "run/resume.h"
 #include "run/safetensors.h"
@@ -120,6 +121,59 @@ TEST_CASE("resume: a damaged checkpoint is passed over, by name, for the one bef
     i.is_whole(r);
     CHECK_FALSE(fs::exists(i.step(25) + ".tmp"));
 }
+TEST_CASE("resume: what is newer and of no use neither stops a run nor costs it the checkpoints that it makes") {
+    Interrupted i, other(SMALL + "--channels 64 ");
+    fs::create_directories(i.step(99)); // somebody's
+    fs::copy(other.step(20), i.step(30), fs::copy_options::recursive); // another model's
+    fs::copy(other.step(20), i.step(35), fs::copy_options::recursive);
+    fs::copy_file(i.step(20) + "/state.json", i.step(35) + "/state.json", fs::copy_options::overwrite_existing);
+    fs::copy(i.step(20), i.step(37), fs::copy_options::recursive); // says that it is step 20
+    flip(i.step(20) + "/model.safetensors", 1000);
+    Result r = i.resume("--keep 1");
+    for (int step : {99, 37, 35, 30, 20}) CHECK_MESSAGE(has(r.err, i.step(step)), r.err);
+    CHECK(has(r.err, "step is not 37"));
+    CHECK(has(r.err, "goes on from " + i.step(10)));
+    i.is_whole(r);
+    CHECK_FALSE(fs::exists(i.step(10)));
+    CHECK(run(TRAIN, "eval " + field(r.out, "checkpoint")).status == 0);
+}
+TEST_CASE("resume: a run that is being written is left alone, its run.json too") {
+    Interrupted i;
+    string before = slurp(i.dir + "/run.json"), steps = slurp(i.dir + "/steps.csv");
+    {
+        RunLock lock(i.dir);
+        for (string more : {"", "--override --steps 50"}) {
+            Result r = i.resume(more);
+            CHECK(r.status == 1);
+            CHECK_MESSAGE(has(r.err, "another process"), r.err);
+        }
+        fs::create_directory(i.s / "new");
+        RunLock fresh(i.s / "new");
+        CHECK(has(run(TRAIN, SMALL + "--out " + (i.s / "new")).err, "another process"));
+        CHECK_FALSE(fs::exists(i.s / "new/run.json"));
+    }
+    CHECK(slurp(i.dir + "/run.json") == before);
+    CHECK(slurp(i.dir + "/steps.csv") == steps);
+    i.is_whole(i.resume());
+    // Longer, and killed when run.json said so and nothing else did.
+    string arms = slurp(i.dir + "/arms.csv");
+    REQUIRE(i.resume("--override --steps 50").status == 0);
+    fs::remove_all(i.step(50)), fs::remove_all(i.step(45));
+    std::ofstream(i.dir + "/arms.csv") << arms;
+    Result r = i.resume();
+    INFO(r.err);
+    CHECK(has(r.out, "step=50"));
+}
+TEST_CASE("resume: more seeds may be asked for at any time") {
+    Scratch s;
+    REQUIRE(run(TRAIN, SMALL + "--seeds 3 --out " + (s / "three")).status == 0);
+    REQUIRE(run(TRAIN, SMALL + "--seeds 2 --out " + (s / "run")).status == 0);
+    CHECK(run(TRAIN, "--seeds 1 --resume " + (s / "run")).status == 2);
+    Result r = run(TRAIN, "--seeds 3 --resume " + (s / "run"));
+    CHECK_MESSAGE(r.status == 0, r.err);
+    CHECK(tables(s / "run") == tables(s / "three"));
+    CHECK(lines(run(TRAIN, "--quiet --resume " + (s / "run")).out)[2].starts_with("done "));
+}
 TEST_CASE("resume: SIGTERM and SIGINT finish the step, write a checkpoint and say how to go on") {
     for (int signal : {SIGTERM, SIGINT}) {
         Interrupted i;
@@ -139,7 +193,7 @@ TEST_CASE("resume: SIGTERM and SIGINT finish the step, write a checkpoint and sa
         if (WIFEXITED(status) && WEXITSTATUS(status) == 0) continue; // it was done before the signal came
         CHECK(WEXITSTATUS(status) == 128 + signal);
         CHECK(has(slurp(i.s / "err"), "./train --resume " + dir));
-        NewestCheckpoint at = newest_checkpoint(dir + "/" + ARM);
+        NewestCheckpoint at = newest_checkpoint(dir + "/" + ARM, "hybrid:amax_history_len=16", 1, {1, 2, 32, 16, 256});
         CHECK(at.step == (int64_t)lines(slurp(dir + "/steps.csv")).size() - 1); // the step that was finished
         Result r = run(TRAIN, "--resume " + dir);
         CHECK(has(r.err, "goes on from " + at.dir));
@@ -238,6 +292,11 @@ TEST_CASE("resume: other data under the same name is noticed; a run is resumed f
     fs::remove_all(s / ("run/" + ARM + "/step-000020")), fs::remove(s / "run/arms.csv");
     Result r = run("cd / && " + TRAIN, "--resume " + (s / "run"));
     CHECK_MESSAGE(r.status == 0, r.err);
+    CHECK(tables(s / "run") == tables(s / "whole"));
+    fs::rename(s / "text", s / "moved"); // its bytes decide, not its name
+    fs::remove(s / "run/arms.csv"), fs::remove_all(s / ("run/" + ARM + "/step-000020"));
+    CHECK(run(cd + TRAIN, "--resume run").status == 1);
+    CHECK(run(cd + TRAIN, "--resume run --data moved").status == 0);
     CHECK(tables(s / "run") == tables(s / "whole"));
     text[4000] ^= 1;
     std::ofstream(s / "text") << text;

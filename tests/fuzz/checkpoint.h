@@ -25,7 +25,7 @@ inline void fuzz_checkpoint(std::string_view bytes) {
     fuzz_file("run/step-000001/config.json", parts[0]), fuzz_file("run/step-000001/state.json", parts[4]);
     fuzz_file("run/step-000001/checksums", sums), fuzz_file("run/run.json", parts[5]);
     use_checkpoint(dir);
-    newest_checkpoint(fuzz_dir() + "/run");
+    newest_checkpoint(fuzz_dir() + "/run", "bf16", 1, {});
     errors_only([&] { state_of(dir); });
     errors_only([&] {
         float one;
