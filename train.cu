@@ -134,6 +134,9 @@ static ArmEnd train_arm(Trainer& run, size_t i, int64_t seed, const NewestCheckp
     Table before = from.step ? read_table(run.dir + "/steps.csv") : Table();
     for (size_t r = 0; r < before.rows.size(); r++)
         if (before.text(r, "recipe") == arm && before.whole(r, "seed") == seed) times.push_back(before.number(r, "ms"));
+    if ((int64_t)times.size() != from.step)
+        fail("%s/steps.csv: %zu rows of recipe %s, seed %lld, whose checkpoint is of step %lld. hint: was it edited?",
+             run.dir.c_str(), times.size(), arm.c_str(), (long long)seed, (long long)from.step);
     auto evaluate = [&](int64_t step) {
         set_jump(g, {}, 0);
         end.loss = mean_loss(g, val, run.eval_windows());

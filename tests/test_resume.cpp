@@ -164,6 +164,23 @@ TEST_CASE("resume: a run that is being written is left alone, its run.json too")
     INFO(r.err);
     CHECK(has(r.out, "step=50"));
 }
+TEST_CASE("resume: tables that have lost rows, and a run.json that is none, are errors of one line") {
+    Interrupted i;
+    string steps = slurp(i.dir + "/steps.csv"), run_json = slurp(i.dir + "/run.json");
+    for (string text : {string(), steps.substr(0, steps.find('\n') + 1), steps.substr(0, 600)}) {
+        std::ofstream(i.dir + "/steps.csv") << text;
+        Result r = i.resume();
+        CHECK(r.status == 1);
+        CHECK_MESSAGE(has(r.err, "steps.csv: "), r.err);
+    }
+    for (string text : {string(), string("{}"), string("[1]"), run_json.substr(0, 300), string("{\"command\":[\"--help\"]}"),
+                        string("{\"command\":[\"eval\",\"x\"]}"), string("{\"command\":[\"--stepz\",\"x\"]}")}) {
+        std::ofstream(i.dir + "/run.json") << text;
+        Result r = i.resume();
+        CHECK(r.status == 1);
+        CHECK_MESSAGE((has(r.err, "run.json: ") && lines(r.err).size() <= 2), r.err);
+    }
+}
 TEST_CASE("resume: more seeds may be asked for at any time") {
     Scratch s;
     REQUIRE(run(TRAIN, SMALL + "--seeds 3 --out " + (s / "three")).status == 0);
