@@ -316,7 +316,6 @@ void prune_checkpoints(const std::string& dir, int64_t step, int keep) {
 }
 
 // --- looking at it -----------------------------------------------------------------------------------------------
-
 std::string inspect_checkpoint(const std::string& path, bool json) {
     OpenCheckpoint ckpt(path);
     std::string out = json ? "" : format("%-32s %-6s %-16s %s\n", "tensor", "type", "shape", "bytes");

@@ -1,7 +1,5 @@
 // The other half of log.h.
 #include "run/log.h"
-#include "run/files.h"
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <ctime>
@@ -9,7 +7,6 @@
 #include <filesystem>
 #include <sys/file.h>
 #include <unistd.h>
-#include <utility>
 
 // --- the run's directory -----------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 #include "run/files.h"
 #include "run/screen.h"
 #include "run/version.h"
-#include <algorithm>
 #include <filesystem>
 
 static bool among(const std::string& name, const std::string& list) {
@@ -14,33 +13,28 @@ static const std::string harmless = "data val-data threads price quiet profile s
                          of_the_call = "resume override drop-scales threads quiet profile",
                          another = "recipe skip model layers heads channels seq-len vocab init seed noise-floor out dump";
 
-static std::vector<std::string> texts(const Json& run, const char* key, const std::string& path) {
-    const Json* list = run.find(key);
-    std::vector<std::string> words;
-    if (!list || list->kind != Json::Array) fail("%s: it does not say with which command it was started", path.c_str());
-    for (auto& word : list->items) words.push_back(word.text);
-    return words;
-}
 static Options parse(const std::vector<std::string>& words) {
     std::vector<const char*> argv = {"train", "train"};
     for (auto& word : words) argv.push_back(word.c_str());
     return parse_options((int)argv.size(), argv.data());
 }
+// The options that a run was begun with, and its command line.
+static Options begun_with(std::vector<std::string>& words, const Json& run) try {
+    const Json* list = run.find("command");
+    if (!list || list->kind != Json::Array) fail("it does not say with which command it was started");
+    for (auto& word : list->items) words.push_back(word.text);
+    Options o = parse(words);
+    return o.command == "train" && !o.help && !o.version ? o : (fail("its command is none of a training run"), o);
+} catch (const Error& e) { fail("run.json: %s", e.what()); }
 
 Resumed resume_options(const Options& now) {
     std::string path = now.resume + "/run.json";
-    if (!std::filesystem::exists(path)) fail("--resume %s: no run is there (it has no run.json)", now.resume.c_str());
     Json run = parse_json(read_file(path, 1 << 26), path);
     Resumed r;
     if (const Json* changes = run.find("changes")) r.changes = *changes;
-    std::vector<std::string> begun = texts(run, "command", path), all = begun;
-    Options before = [&]() -> Options {
-        try {
-            return parse(begun);
-        } catch (const Error& e) { fail("%s: its command: %s", path.c_str(), e.what()); }
-    }();
-    if (before.command != "train" || before.help || before.version)
-        fail("%s: its command is none of a training run", path.c_str());
+    std::vector<std::string> begun;
+    Options before = begun_with(begun, run);
+    std::vector<std::string> all = begun;
     all.insert(all.end(), now.words.begin(), now.words.end());
     Options& o = r.options = parse(all);
     Json was = settings(before), is = settings(o), words(Json::Array);
