@@ -95,9 +95,6 @@ constexpr const char *rules[] = {"rceil", "floor", "ceil", "even"}, *roundings[]
                      *algos[] = {"max", "most_recent"}; // as in their enums
 
 inline std::string block_text(Block b) { return format("%dx%d", b.rows, b.cols); }
-inline bool word_in(const std::string& word, const std::string& list) {
-    return (" " + list + " ").find(" " + word + " ") != std::string::npos && !word.empty();
-}
 // Values of keys. Errors say what is allowed; if it is a word that is unknown, they name those it may have meant.
 struct KeyError {
     std::string text, word = "";

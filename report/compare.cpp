@@ -69,12 +69,12 @@ static int64_t whole(const Json& json, const char* key, const std::string& path)
 }
 static void must_agree(const Json& a, const Json& b, const std::string& dirs) { // all options of two runs, except
     static const std::string may_differ =
-        " recipe seed seeds out noise-floor price threads device kernels profile json "
-        "quiet stats-every sample-every prompt dump resume native checkpoint-every keep override drop-scales tokenizer ";
+        "recipe seed seeds out noise-floor price threads device kernels profile json "
+        "quiet stats-every sample-every prompt dump resume native checkpoint-every keep override drop-scales tokenizer";
     auto show = [](const Json& j, const std::string& key) { return j.find(key) ? j.find(key)->dump() : "absent"; };
     for (auto* keys : {&a.keys, &b.keys})
         for (auto& key : *keys)
-            if (may_differ.find(" " + key + " ") == std::string::npos && show(a, key) != show(b, key))
+            if (!word_in(key, may_differ) && show(a, key) != show(b, key))
                 fail("%s are different experiments: %s is %s and %s. hint: only recipes and seeds may differ",
                      dirs.c_str(), key.c_str(), show(a, key).c_str(), show(b, key).c_str());
 }
@@ -112,7 +112,7 @@ struct Reader {
                           peak->number().value_or(NAN);
         if (const Json* changes = run.find("changes"))
             for (auto& change : changes->items)
-                for (auto& word : change.find("words") ? change.find("words")->items : changes->items)
+                for (auto& word : member(change, "words", Json::Array, path).items)
                     c.changes += (c.changes.empty() ? "" : " ") + word.text;
         if (options.find("price")) c.price = options.find("price")->number().value_or(0);
         c.steps = whole(options, "steps", path);

@@ -28,6 +28,9 @@ PRINTF_LIKE(1, 2) inline std::string format(const char* fmt, ...) {
     va_end(ap);
     return s;
 }
+inline bool word_in(const std::string& word, const std::string& list) { // of words with spaces between them
+    return (" " + list + " ").find(" " + word + " ") != std::string::npos && !word.empty();
+}
 // Something in the world is wrong (a file, a shape, the disk): exit status 1.
 [[noreturn]] PRINTF_LIKE(1, 2) inline void fail(const char* fmt, ...) {
     va_list ap;

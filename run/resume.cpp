@@ -5,11 +5,8 @@
 #include "run/version.h"
 #include <filesystem>
 
-static bool among(const std::string& name, const std::string& list) {
-    return (" " + list + " ").find(" " + name + " ") != std::string::npos;
-}
 // What no curve depends on; what this call of the program is told, not the run; and what makes another run of it.
-static const std::string harmless = "data val-data threads price quiet profile sample-every prompt tokenizer checkpoint-every keep",
+static const std::string harmless = "data val-data price sample-every prompt tokenizer checkpoint-every keep",
                          of_the_call = "resume override drop-scales threads quiet profile",
                          another = "recipe skip model layers heads channels seq-len vocab init seed noise-floor out dump";
 
@@ -40,19 +37,19 @@ Resumed resume_options(const Options& now) {
     Json was = settings(before), is = settings(o), words(Json::Array);
     for (auto& name : now.given) {
         const Json *a = was.find(name), *b = is.find(name);
-        if (among(name, of_the_call) || !a || a->dump() == b->dump()) continue;
-        if (among(name, another))
+        if (word_in(name, of_the_call) || !a || a->dump() == b->dump()) continue;
+        if (word_in(name, another))
             fail_usage("--%s with --resume: it was %s, and with another it would be another run. hint: start that one",
                        name.c_str(), a->dump().c_str());
-        bool counts = !among(name, harmless) && name != "seeds"; // more seeds change no curve
+        bool counts = !word_in(name, harmless) && name != "seeds"; // more seeds change no curve
         if (name == "seeds" && o.seeds < before.seeds)
             fail_usage("--seeds %d with --resume: it was %d. hint: more are fine, fewer are not", o.seeds, before.seeds);
-        counts |= o.override && among(name, "data val-data"); // else they are compared
+        counts |= o.override && word_in(name, "data val-data"); // else they are compared
         if (counts && !o.override)
             fail_usage("--%s %s with --resume: it was %s, so the result would be of neither. hint: --override goes on "
                        "all the same, and run.json will say so", name.c_str(), b->text.c_str(), a->dump().c_str());
-        bool path = among(name, "data val-data") && b->text != "builtin";
-        std::string word = "--" + name, value = path ? std::string(std::filesystem::absolute(b->text)) : b->text;
+        bool is_path = word_in(name, "data val-data") && b->text != "builtin";
+        std::string word = "--" + name, value = is_path ? std::string(std::filesystem::absolute(b->text)) : b->text;
         begun.push_back(b->kind == Json::Bool ? word : word + "=" + value);
         if (counts) words.add(begun.back());
         r.rewrites |= counts || name == "seeds";
