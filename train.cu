@@ -63,7 +63,7 @@ static void start_weights(GPT& g, const Options& o, const Recipe& r, uint64_t se
 }
 static void tell_sample(GPT& g, const Trainer& run, int64_t seed) {
     std::vector<int> text = run.tokenizer.encode(run.o.prompt);
-    int length = g.config.vocab <= 256 ? 400 : 100;
+    int length = run.tokenizer.vocab <= 256 ? 400 : 100;
     KvCache cache;
     allocate(cache, g.kv, g.config.layers, g.T, g.config.channels);
     text = sample_tokens(g, text, length, {.temperature = 0.8, .seed = (uint64_t)seed}, &cache);
@@ -92,7 +92,7 @@ static void save(Trainer& run, GPT& g, const std::string& arm, int64_t seed, int
     for (NamedTensor& t : scales_of(g, values, false)) state.tensors.push_back(t);
     state.about.set("recipe", arm).set("seed", seed).set("step", step).set("microbatches", step * o.grad_accum)
         .set("stages", stages_json(g.stages, linear_names(g.config.layers))).set("stage", g.stage)
-        .set("fingerprint", format("%016llx", (unsigned long long)fingerprint_of(g))).set("version", version())
+        .set("fingerprint", hex16(fingerprint_of(g))).set("version", version())
         .set("options", settings(o));
     run.log->sync(); // the tables are never behind a checkpoint
     std::string dir = checkpoint_dir(run.dir, arm, seed, step);
@@ -342,7 +342,8 @@ static int train(const Options& o, const Resumed* before = nullptr) {
     for (const Arm& arm : arms)
         for (const Stage& s : arm.stages) resolve_stage(arm, s);
     Data data = open_data(o.data, o.val_data);
-    Config config = config_of(o, std::max(data.train->vocab, data.val->vocab));
+    int spoken = std::max(data.train->vocab, data.val->vocab);
+    Config config = config_of(o, spoken);
     std::vector<std::vector<RecipeStage>> stages;
     for (const Arm& arm : arms) stages.push_back(stages_of(arm, o, config.layers));
     Dump dump = dump_of(o, linear_names(config.layers));
@@ -351,7 +352,8 @@ static int train(const Options& o, const Resumed* before = nullptr) {
     data.train->vocab = data.val->vocab = config.vocab; // a token at or above is an error where it is read
     if (!o.init.empty() && o.given.count("seq-len") && o.seq_len > config.seq_len)
         fail("--seq-len %d: the checkpoint has %d positions", o.seq_len, config.seq_len);
-    Tokenizer tokenizer = open_tokenizer(o.tokenizer, {o.init, o.data}, config.vocab);
+    if (!o.init.empty() || !o.tokenizer.empty() || spoken > config.vocab) spoken = config.vocab; // else the rest is padding
+    Tokenizer tokenizer = open_tokenizer(o.tokenizer, {o.init, o.data}, spoken);
     tokenizer.encode(o.prompt); // what is wrong with it is said now
     std::string dir = before ? o.resume : make_run_dir(o.out);
     std::unique_ptr<RunLock> lock(before ? nullptr : new RunLock(dir));

@@ -331,7 +331,7 @@ inline int export_command(const Options& o) try {
     set_stage(g, 2);
     std::deque<std::vector<uint8_t>> memory;
     std::vector<TensorOut> tensors = tensors_of(g, scales, memory);
-    std::string mark = format("%016llx", (unsigned long long)fingerprint);
+    std::string mark = hex16(fingerprint);
     TextMap metadata = {{"format", "pt"}, {"quant_format", arm.text}, {"quant_source", o.args[0]},
                         {"quant_source_fingerprint", mark}};
     Json quantization; // for others; a BF16 model is one that anybody reads

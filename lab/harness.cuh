@@ -110,6 +110,12 @@ inline std::vector<NamedTensor> moments_of(GPT& g) {
         for (NamedTensor& t : named_tensors(g, moment)) all.push_back({name + t.name, t.shape, t.data, false});
     return all;
 }
+inline std::string scale_name(const std::string& layer, const std::string& operand) {
+    return "scale." + layer + (layer.empty() ? "" : "." + operand);
+}
+inline std::string history_name(const std::string& layer, const std::string& operand) {
+    return "amax_history." + layer + "." + operand;
+}
 // Every operand's delayed scale and amax history, oldest first, in `values`: copied there, or from there.
 inline std::vector<NamedTensor> scales_of(GPT& g, std::vector<float>& values, bool restore) {
     std::vector<NamedTensor> all;
@@ -122,8 +128,8 @@ inline std::vector<NamedTensor> scales_of(GPT& g, std::vector<float>& values, bo
         float *ring = g.history + i * n, *value = &values[i * (n + 1)];
         if (restore) q.delayed->scale = *value, q.delayed->position = 0, std::copy_n(value + 1, n, ring);
         else *value = q.delayed->scale, std::rotate_copy(ring, ring + q.delayed->position, ring + n, value + 1);
-        all.push_back({"scale." + layer + "." + operand, {}, value, false});
-        all.push_back({"amax_history." + layer + "." + operand, {(int64_t)n}, value + 1, false});
+        all.push_back({scale_name(layer, operand), {}, value, false});
+        all.push_back({history_name(layer, operand), {(int64_t)n}, value + 1, false});
     });
     return all;
 }

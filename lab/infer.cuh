@@ -4,6 +4,7 @@
 #include "lab/export.cuh"
 #include "lab/harness.cuh"
 #include "run/tokenizer.h"
+#include <memory>
 #include <optional>
 
 inline void load(GPT& g, Exported& file, int T, int B, std::vector<RecipeStage> stages = bf16_only) {
@@ -23,7 +24,7 @@ inline std::optional<double> loss_to_compare(const Options& o, const Exported& f
     Exported other(path);
     GPT g;
     load(g, other, batches.T, batches.B);
-    if (o.against.empty() && format("%016llx", (unsigned long long)fingerprint_of(g)) != file.fingerprint)
+    if (o.against.empty() && hex16(fingerprint_of(g)) != file.fingerprint)
         fail("%s: has other weights than those the export was made from", path.c_str());
     double loss = mean_loss(g, batches, batches.windows());
     release(g);
@@ -65,25 +66,14 @@ inline Format kv_format(const Options& o) { // --kv-cache
         if (o.kv_cache == f.name) return f;
     return format_of_act();
 }
-inline std::string state_path(const std::string& checkpoint) {
-    return std::filesystem::path(model_path(checkpoint)).replace_filename("state.safetensors");
-}
-inline bool has_scales(const std::string& checkpoint) {
-    if (!std::filesystem::exists(state_path(checkpoint))) return false;
-    Safetensors state(state_path(checkpoint));
-    auto& all = state.header.tensors;
-    return std::any_of(all.begin(), all.end(), [](auto& t) { return t.name.starts_with("scale."); });
-}
 // The scales of x and w that a run's checkpoint holds, as its next step would use them: whether it has all that a stage
 // of g needs. Enters stage 0; the stage entered next makes its scales of their histories.
-inline bool restore_scales(GPT& g, const std::string& checkpoint) {
-    Safetensors state(state_path(checkpoint));
+inline bool restore_scales(GPT& g, const Safetensors& state) {
     set_stage(g, 0), forget_scales(g);
     bool all = true;
     for_each_operand(g, [&](const std::string& layer, const char* operand, Quantizer& q) {
         if (!q.delayed) return;
-        const TensorInfo *scale = state.find("scale." + layer + "." + operand),
-                         *history = state.find("amax_history." + layer + "." + operand);
+        const TensorInfo *scale = state.find(scale_name(layer, operand)), *history = state.find(history_name(layer, operand));
         all = all && scale && history && scale->count() == 1 && scale->dtype == "F32" && history->dtype == "F32";
         if (!all) return;
         size_t n = std::min<size_t>(history->count(), g.history_len);
@@ -99,7 +89,10 @@ inline int eval_command(const Options& o) {
     auto tokens = open_tokens(o.data);
     Config config = read_config(o.args[0]);
     Exported file(o.args[0]);
-    bool given = o.given.count("calibrate"), calibrates = given || !has_scales(o.args[0]);
+    bool given = o.given.count("calibrate"), calibrates = true;
+    std::unique_ptr<Safetensors> state = given ? nullptr : open_state(o.args[0]);
+    for (size_t k = 0; state && k < state->header.tensors.size(); k++)
+        calibrates &= !state->header.tensors[k].name.starts_with(scale_name("", ""));
     std::vector<RecipeStage> stages = bf16_only; // and of each arm the stage that it ends in
     for (const Arm& arm : o.arms) {
         stages.push_back(stages_of(arm, o, config.layers).back());
@@ -122,7 +115,7 @@ inline int eval_command(const Options& o) {
         // An export may have scales, and a run's checkpoint has its own; other weights carry none, and for recipes with
         // delayed ones the first batches, in BF16, set them.
         bool of_export = !file.input_amax.empty() && !given,
-             from_file = any_delayed(r) && (of_export || (!calibrates && r.outlier == 1 && restore_scales(g, o.args[0])));
+             from_file = any_delayed(r) && (of_export || (!calibrates && r.outlier == 1 && restore_scales(g, *state)));
         if (any_delayed(r) && calibrated != outlier && !from_file)
             set_stage(g, 0), forget_scales(g), mean_loss(g, batches, seen, true), calibrated = outlier;
         set_stage(g, (int)i + 1);
@@ -134,16 +127,16 @@ inline int eval_command(const Options& o) {
         int64_t count = (int64_t)windows * g.T;
         Json json = Json(Json::Object).set("recipe", o.arms[i].text).set("loss", loss).set("tokens", count);
         std::string line = eval_line(o.arms[i].text, loss, count);
-        if (from_file) json.set("scales", "file"), line += " scales=file";
-        else if (any_delayed(r)) {
-            int calibrated = (int)((seen + g.B - 1) / g.B);
-            json.set("calibrated", calibrated), line += format(" calibrated=%d", calibrated);
-        }
-        if (!o.kv_cache.empty()) json.set("kv", o.kv_cache), line += " kv=" + o.kv_cache;
-        if (any_delayed(r))
-            json.set("saturation", saturation.percent()), line += format(" saturation=%.4f%%", saturation.percent());
-        if (!file.format.empty()) json.set("weights", file.format), line += " weights=" + file.format;
-        if (reference) json.set("difference", loss - *reference), line += format(" difference=%+.6f", loss - *reference);
+        auto add = [&](const char* key, const Json& value, const std::string& text) {
+            json.set(key, value), line += format(" %s=%s", key, text.c_str());
+        };
+        uint64_t batches_seen = (seen + g.B - 1) / g.B;
+        if (from_file) add("scales", "file", "file");
+        else if (any_delayed(r)) add("calibrated", batches_seen, std::to_string(batches_seen));
+        if (!o.kv_cache.empty()) add("kv", o.kv_cache, o.kv_cache);
+        if (any_delayed(r)) add("saturation", saturation.percent(), format("%.4f%%", saturation.percent()));
+        if (!file.format.empty()) add("weights", file.format, file.format);
+        if (reference) add("difference", loss - *reference, format("%+.6f", loss - *reference));
         result(o.json ? json.dump() : line);
     }
     release(g);

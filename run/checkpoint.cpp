@@ -175,12 +175,12 @@ static void refuse_foreign_files(const std::string& dir) {
 struct Checksums {
     std::string text = "ulp checkpoint 1\n";
     void add(uint64_t hash, const std::string& dir, const char* name) {
-        text += format("%016llx %zu %s\n", (unsigned long long)hash, (size_t)fs::file_size(dir + "/" + name), name);
+        text += hex16(hash) + format(" %zu %s\n", (size_t)fs::file_size(dir + "/" + name), name);
     }
     static std::string last_line(const std::string& lines) {
         Fingerprint f;
         f.add(lines.data(), lines.size());
-        return format("%016llx of the lines above\n", (unsigned long long)f.value());
+        return hex16(f.value()) + " of the lines above\n";
     }
 };
 static std::vector<TensorOut> as_f32(const std::vector<NamedTensor>& tensors) {
@@ -251,7 +251,7 @@ void verify_checkpoint(const std::string& dir) {
         if (ec) fail("%s: cannot read: %s", file.c_str(), ec.message().c_str());
         if (std::to_string(has) != bytes)
             fail("%s: damaged: it has %zu bytes, and was written with %s", file.c_str(), has, bytes.c_str());
-        if (format("%016llx", (unsigned long long)fingerprint_of_file(file)) != hash)
+        if (hex16(fingerprint_of_file(file)) != hash)
             fail("%s: damaged: its checksum is not the one in %s. hint: if it was changed on purpose, delete that file",
                  file.c_str(), SUMS);
     }
@@ -260,6 +260,10 @@ void verify_model(const std::string& path) {
     fs::path dir = fs::path(model_path(path)).parent_path();
     if (dir.empty()) dir = ".";
     if (fs::exists(dir / SUMS)) verify_checkpoint(dir);
+}
+std::unique_ptr<Safetensors> open_state(const std::string& path) {
+    fs::path state = fs::path(model_path(path)).replace_filename(STATE);
+    return fs::exists(state) ? std::make_unique<Safetensors>(state) : nullptr;
 }
 void load_state(const std::string& dir, const std::vector<NamedTensor>& tensors) {
     Safetensors file(dir + "/" + STATE);
@@ -330,15 +334,14 @@ std::string inspect_checkpoint(const std::string& path, bool json) {
     // Of a run: the delayed scales, and where it stood.
     fs::path dir = fs::path(ckpt.path()).parent_path();
     Json total = Json(Json::Object).set("path", path);
-    if (fs::exists(dir / STATE)) {
-        Safetensors state(dir / STATE);
+    if (auto state = open_state(path)) {
         std::string header = format("%-32s %-16s %s\n", "operand", "scale", "newest amax");
-        for (const TensorInfo& t : state.header.tensors) {
+        for (const TensorInfo& t : state->header.tensors) {
             std::string name = t.name.substr(std::min<size_t>(6, t.name.size()));
-            const TensorInfo* history = state.find("amax_history." + name);
+            const TensorInfo* history = state->find("amax_history." + name);
             if (!t.name.starts_with("scale.") || !history || !history->count()) continue;
             float scale, amax;
-            state.read(&scale, t, 0, 1), state.read(&amax, *history, history->count() - 1, 1);
+            state->read(&scale, t, 0, 1), state->read(&amax, *history, history->count() - 1, 1);
             Json row = Json(Json::Object).set("operand", name).set("scale", scale).set("amax", amax);
             out += json ? row.dump() + "\n"
                         : std::exchange(header, "") + format("%-32s %-16.9g %.9g\n", name.c_str(), scale, amax);

@@ -13,6 +13,7 @@
 #include "run/json.h"
 #include "run/safetensors.h"
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -52,6 +53,7 @@ void verify_model(const std::string& path);
 // Fills tensors by name; one that the file lacks, or has in another shape, is an error. Others are not read.
 void load_state(const std::string& dir, const std::vector<NamedTensor>& tensors);
 Json state_of(const std::string& dir); // state.json
+std::unique_ptr<Safetensors> open_state(const std::string& path); // of a model that has one; else nullptr
 
 // The newest of a run's checkpoints DIR/step-NNNNNN that is complete, undamaged and of this arm; "" if there is none.
 struct NewestCheckpoint {

@@ -164,8 +164,7 @@ Json identity_of(const Tokens& t) {
         t.read(text, pieces > 1 ? (t.count - length) / (pieces - 1) * k : 0, (int)length);
         f.add(text, length * sizeof(int));
     }
-    return Json(Json::Object).set("name", t.name).set("tokens", t.count)
-        .set("fingerprint", format("%016llx", (ull)f.value()));
+    return Json(Json::Object).set("name", t.name).set("tokens", t.count).set("fingerprint", hex16(f.value()));
 }
 
 // --- batches -----------------------------------------------------------------------------------------------------

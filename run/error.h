@@ -2,6 +2,7 @@
 // Everything below main() throws; main() prints and chooses the exit status (1 failed, 2 usage).
 #pragma once
 #include <cstdarg>
+#include <cstdint>
 #include <cstdio>
 #include <stdexcept>
 #include <string>
@@ -31,6 +32,7 @@ PRINTF_LIKE(1, 2) inline std::string format(const char* fmt, ...) {
 inline bool word_in(const std::string& word, const std::string& list) { // of words with spaces between them
     return (" " + list + " ").find(" " + word + " ") != std::string::npos && !word.empty();
 }
+inline std::string hex16(uint64_t v) { return format("%016llx", (unsigned long long)v); } // as fingerprints are shown
 // Something in the world is wrong (a file, a shape, the disk): exit status 1.
 [[noreturn]] PRINTF_LIKE(1, 2) inline void fail(const char* fmt, ...) {
     va_list ap;

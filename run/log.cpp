@@ -78,8 +78,8 @@ void Log::eval(const std::string& recipe, int64_t seed, int64_t step, int64_t to
 void Log::sync() { steps.sync(), evals.sync(), tensors.sync(); }
 void Log::end(const ArmEnd& e) {
     sync();
-    arms.row({e.recipe, std::to_string(e.seed), e.outcome, std::to_string(e.step), number(e.loss),
-              format("%016llx", (unsigned long long)e.fingerprint), number(e.ms)});
+    arms.row({e.recipe, std::to_string(e.seed), e.outcome, std::to_string(e.step), number(e.loss), hex16(e.fingerprint),
+              number(e.ms)});
     arms.flush(), arms.sync();
     row_ended(e.recipe, e.seed, e.outcome, e.loss, e.ms);
 }

@@ -198,9 +198,8 @@ Tokenizer read_tokenizer(const std::string& path) { return path.ends_with(".json
 
 Tokenizer open_tokenizer(const std::string& file, const std::vector<std::string>& beside, int V) {
     namespace fs = std::filesystem;
-    std::vector<std::string> found = {file};
+    std::vector<std::string> found(!file.empty(), file);
     std::error_code ec;
-    if (file.empty()) found.clear();
     for (const std::string& path : beside)
         for (const fs::path& dir : {fs::path(path), fs::path(path).parent_path()})
             for (const char* name : {"gpt2_tokenizer.bin", "vocab.json", "tokenizer.json"})
@@ -210,9 +209,7 @@ Tokenizer open_tokenizer(const std::string& file, const std::vector<std::string>
         Tokenizer t = read_tokenizer(path);
         if (t.vocab > V && !file.empty())
             fail("%s: has %d tokens, and the model's vocabulary %d", path.c_str(), t.vocab, V);
-        if (t.vocab > V) continue;
-        t.vocab = V;
-        return t;
+        if (t.vocab <= V) return t.vocab = V, t;
     }
     if (V > 256) return make("numbers", V, V - 1, {});
     std::vector<std::string> bytes;

@@ -5,7 +5,7 @@
 //   are the order of its merges.
 // - Which characters are letters is a table of Unicode's that is not here. Exact for ASCII; beyond it, everything is a
 //   letter but Unicode's spaces; the numbers and symbols of Latin-1; U+2000 to U+2BFF and U+3001 to U+3020 (symbols);
-// U+FE10 to U+FE6F and U+FF01 to U+FF0F (forms of punctuation); and U+1F000 to U+1FAFF (pictures). Other scripts' digits and
+//   U+FE10 to U+FE6F and U+FF01 to U+FF0F (forms of punctuation); and U+1F000 to U+1FAFF (pictures). Other scripts' digits and
 //   marks may so be cut otherwise than by OpenAI's encoder: other tokens for the same text, never another text.
 // - No text is a special token: <|endoftext|> in a prompt is 13 characters.
 // - Text from a model must not play with the terminal: control characters and what is not UTF-8 are shown as ?.

@@ -16,7 +16,7 @@ dir=$(mktemp -d) && trap 'rm -rf "$dir"' EXIT
 "$train" --recipe 'bf16,hybrid,mxfp4,nvfp4' --seeds 2 --noise-floor --layers 2 --channels 32 --heads 2 --seq-len 16 --vocab 257 \
     --batch-size 4 --eval-batches 2 --steps 40 --stats-every 4 --prompt 'a < b & </script><b>' --out "$dir/run" \
     >"$dir/out" 2>&1 || { cat "$dir/out"; echo "0 passed, 1 failed, 0 skipped"; exit 1; }
-cp "$dir/report/report.html" tests/report_browser.html "$dir"
+cp "$dir/run/report.html" tests/report_browser.html "$dir"
 # The harness reaches into its frames, so that all files have to be of one origin. What a page writes to its console goes
 # to stderr here.
 timeout 120 $browser --headless --no-sandbox --disable-gpu --user-data-dir="$dir/profile" --allow-file-access-from-files \
