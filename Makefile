@@ -49,10 +49,10 @@ NUMERIC  := -ffp-contract=off -fno-math-errno -fno-trapping-math
 NORESTRICT := $(if $(findstring clang,$(shell $(CXX) --version)),,-Wno-restrict) # g++ 12 sees ghosts in std::string
 VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo unversioned)
 HOST     := $(OPT) $(MARCHFLAG) $(WIDE) $(NUMERIC) $(OPENMP) -Wall -Wextra -Wno-unknown-pragmas -Wno-psabi $(NORESTRICT) $(SAN)
-KNOWN_ACT := bf16:test: float:f32:-DACT_FLOAT double:f64:-DREAL_DOUBLE standin:standin:-DULP_STANDIN
+KNOWN_ACT := bf16:test: float:f32:-DACT_FLOAT double:f64:-DREAL_DOUBLE standin:standin:-DULP_STANDIN:-Itests/cuda_on_cpu
 THIS_ACT := $(subst :, ,$(or $(filter $(ACT):%,$(KNOWN_ACT)),$(error ACT=$(ACT) is not one of bf16 float)))
 PREFIX   := $(word 2,$(THIS_ACT))
-DEFS     := $(word 3,$(THIS_ACT))
+DEFS     := $(wordlist 3,9,$(THIS_ACT))
 CXXFLAGS += -std=c++20 $(HOST) $(DEFS) -MMD -MP -I.
 LDLIBS   += $(OPENMP) -pthread
 
@@ -99,8 +99,9 @@ $(PLAIN_DIR)/%.o: %.cpp Makefile
 
 # --- tests -------------------------------------------------------------------------------------------------------
 # Four programs, by what `act` is: tests/test_*.cpp as in ./train, f32_*.cpp as in ./train-f32, f64_*.cpp with
-# real = act = double for finite differences, standin_*.cpp with the GPU's code run on the CPU.
-TESTS    := $(patsubst %.cpp,$(B)/%.o,$(wildcard tests/$(PREFIX)_*.cpp)) $(B)/tests/main.o
+# real = act = double for finite differences, standin_*.cpp with the GPU's code run on the CPU by tests/cuda_on_cpu.
+COMMON   := $(patsubst %.cpp,$(B)/%.o,tests/main.cpp $(if $(filter standin,$(ACT)),$(wildcard tests/cuda_on_cpu/*.cpp)))
+TESTS    := $(patsubst %.cpp,$(B)/%.o,$(wildcard tests/$(PREFIX)_*.cpp)) $(COMMON)
 # Those that compute are worth optimizing; the others, which read what was computed, are compiled in half the time.
 COMPUTE  := attention casts corpus data formats formats_golden lanes matmul_cpu model numbers ops recipes sample
 TESTFLAGS = $(filter-out -O3,$(CXXFLAGS)) $(if $(SAN)$(filter-out $(COMPUTE),$(patsubst test_%,%,$(filter test_%,$(*F)))),-O1,-O2) -isystem build/doctest $(addprefix -isystem ,$(wildcard $(patsubst %/bin/nvcc,%/include,$(NVCC)) /usr/local/cuda/include))
@@ -116,7 +117,7 @@ $(B)/tests/%.o: tests/%.cpp Makefile $(DOCTEST)
 	$(CXX) $(TESTFLAGS) -c $< -o $@
 $(DOCTEST):
 	@tests/get_doctest.sh build/doctest
-test-one: $(B)/tests/$(PREFIX)_$(T).o $(B)/tests/main.o $(PLAIN)
+test-one: $(B)/tests/$(PREFIX)_$(T).o $(COMMON) $(PLAIN)
 	$(CXX) $(SAN) -o $(B)/tests/one-$(T) $^ $(LDLIBS) && $(B)/tests/one-$(T)
 
 # libFuzzer on what reads files and words: make fuzz, SECONDS each; T=words: that target alone. See tests/fuzz/fuzz.h.
@@ -157,7 +158,7 @@ loc:
 	@echo "$$(cat lab/* | wc -l): lab/"
 	@echo "$$(cat report/* | wc -l): report/, $$(cat report/report.html | wc -l) of them the page"
 	@echo "$$(cat data/*.cpp data/*.h data/*.sh | wc -l): data/"
-	@echo "$$(cat tests/*.cpp tests/*.h tests/*.sh | wc -l): tests/"
+	@echo "$$(cat tests/*.cpp tests/*.h tests/*.sh tests/cuda_on_cpu/* | wc -l): tests/"
 # Sources that nvcc sees keep their lambdas on the verb's line, which clang-format cannot: there only the width counts.
 PLAIN_SOURCES = $(filter %.cpp %.h,$(SOURCES))
 format:

@@ -236,14 +236,32 @@ HD INLINE size_t tiled_scale(size_t o, size_t kb, size_t KB) {
     return (o / 128 * ((KB + 3) / 4) + kb / 4) * 512 + o % 32 * 16 + o % 128 / 32 * 4 + kb % 4;
 }
 HD INLINE size_t tiled_scale_bytes(size_t O, size_t KB) { return (O + 127) / 128 * 128 * ((KB + 3) / 4 * 4); }
+// Bytes, one for each block of each row.
+struct ScaleBytes {
+    uint8_t* bytes;
+    size_t KB;
+    bool tiled;
+    HD INLINE uint8_t& at(size_t o, size_t kb) const { return bytes[tiled ? tiled_scale(o, kb, KB) : o * KB + kb]; }
+};
 
 // --- 5. casts of matrices ----------------------------------------------------------------------------------------
 // Every cast takes x (R, C) row-major, BF16 or FP32. transpose = false: O = R rows of codes along K = C. transpose =
 // true: O = C rows of codes along K = R. Codes are (O, code_bytes(elem, K)), contiguous along K, the contraction;
-// scales are (O, KB), KB = blocks(K, N) for blocks of N. A ragged last block is cast as if zeros followed.
+// scales are (O, KB), KB = blocks(K, N) for blocks of N. A ragged last block is cast as if zeros followed. Where
+// machine.layout says so, rows of codes are longer, and byte scales lie in tiles; what they are padded with is zero.
 // `key` is the draw_key() of this copy under stochastic rounding; an element's draw depends on its row and index alone.
 HD INLINE size_t code_bytes(Format f, size_t K) { return f.bits() == 4 ? (K + 1) / 2 : K; } // of a row of codes
+// The same as this machine's GEMMs want them: elements from one row to the next, and bytes of O x KB byte scales.
+inline size_t code_ld(Format f, size_t K) {
+    size_t pad = machine.layout.pad > 1 ? machine.layout.pad : f.bits() == 4 ? 2 : 1;
+    return (K + pad - 1) / pad * pad;
+}
+inline size_t scale_bytes(size_t O, size_t KB) { return machine.layout.tiled ? tiled_scale_bytes(O, KB) : O * KB; }
 #include "ops/cast.cuh" // the loops
+inline ScaleBytes scale_bytes_of(uint8_t* scales, size_t O, size_t KB) { // about to be written
+    if (scale_bytes(O, KB) > O * KB) fill_zero(scales, scale_bytes(O, KB));
+    return {scales, KB, machine.layout.tiled};
+}
 
 // Per tensor: code = cast(x * *scale); scale null means 1. *amax becomes the larger of itself and max|x| of the
 // unscaled x, NaN left out, in the same pass; null records nothing.
@@ -262,13 +280,20 @@ void cast_tensor(uint8_t* codes, float* amax, const T* x, const float* scale, Ca
     Job<T> job = {codes, x, transpose, R, C, key, amax};
     cast_blocks<32, E4M3, E5M2, E3M2, E2M3, E2M1>("cast_tensor", job, TensorScale{scale, 1}, c);
 }
+// to (C, R) = from (R, C), codes of a byte each; both with rows of code_ld() elements, what is behind them zero.
+inline void transpose_codes(uint8_t* to, const uint8_t* from, Format f, int R, int C) {
+    size_t ld_to = code_ld(f, R), ld_from = code_ld(f, C);
+    for_rows("transpose_codes", 2.0 * R * C, C, [=] HD(Lanes g, int c) {
+        uint8_t* row = to + c * ld_to;
+        g.each((int)ld_to, [=](int r) { row[r] = r < R ? from[r * ld_from + c] : 0; });
+    });
+}
 // MX: blocks of 32, an E8M0 byte each. A block that holds infinity or NaN gets byte 0xff and decodes to NaN; its
 // elements are cast as they are.
 struct MxScale {
     static constexpr bool keep_nan = true;
     bool powers() const { return true; }
-    uint8_t* scales;
-    size_t KB;
+    ScaleBytes scales;
     Format f;
     ScaleRule rule;
     HD INLINE void prepare() {}
@@ -276,11 +301,11 @@ struct MxScale {
         uint32_t byte = mx_scale(rule, f, amax);
         return {byte, byte == 255 ? 1 : exp2i(127 - (int)byte)};
     }
-    HD INLINE void put(size_t o, size_t kb, uint32_t code) const { scales[o * KB + kb] = (uint8_t)code; }
+    HD INLINE void put(size_t o, size_t kb, uint32_t code) const { scales.at(o, kb) = (uint8_t)code; }
 };
 template <class T>
 void cast_mx(uint8_t* codes, uint8_t* scales, const T* x, Cast c, bool transpose, int R, int C, uint64_t key = 0) {
-    MxScale scale = {scales, blocks(transpose ? R : C, 32), c.elem, c.rule};
+    MxScale scale = {scale_bytes_of(scales, transpose ? C : R, blocks(transpose ? R : C, 32)), c.elem, c.rule};
     cast_blocks<32, E4M3, E5M2, E3M2, E2M3, E2M1>("cast_mx", Job<T>{codes, x, transpose, R, C, key}, scale, c);
 }
 
@@ -322,13 +347,12 @@ void cast_float8(uint8_t* codes, float* scale_inv, const T* x, Cast c, bool tran
 struct Nvfp4Scale {
     static constexpr bool keep_nan = true;
     bool powers() const { return false; }
-    uint8_t* scales;
-    size_t KB;
+    ScaleBytes scales;
     const float* amax_tensor; // may lie on the device
     float encode_scale;
     HD INLINE void prepare() { encode_scale = nvfp4_encode_scale(*amax_tensor); }
     HD INLINE Scaled operator()(float amax) const { return nvfp4_scale(amax, encode_scale); }
-    HD INLINE void put(size_t o, size_t kb, uint32_t code) const { scales[o * KB + kb] = (uint8_t)code; }
+    HD INLINE void put(size_t o, size_t kb, uint32_t code) const { scales.at(o, kb) = (uint8_t)code; }
 };
 template <class T>
 void cast_nvfp4(uint8_t* codes, uint8_t* scales, float* amax_tensor, float* scratch, const T* x, Cast c, bool transpose,
@@ -343,8 +367,9 @@ void cast_nvfp4(uint8_t* codes, uint8_t* scales, float* amax_tensor, float* scra
         real m = g.max((int)KB, [](real x) { return x < (real)INFINITY ? x : 0; }, scratch + o * KB);
         record_max(g, amax_tensor, (float)m);
     });
+    ScaleBytes to = scale_bytes_of(scales, transpose ? C : R, KB);
     Job<T> job = {codes, x, transpose, R, C, key, nullptr, scratch, c.block.rows == 1 ? 0 : 4, 0, KB};
-    cast_blocks<16, E2M1>("cast_nvfp4", job, Nvfp4Scale{scales, KB, amax_tensor, 1}, c);
+    cast_blocks<16, E2M1>("cast_nvfp4", job, Nvfp4Scale{to, amax_tensor, 1}, c);
 }
 
 // --- 6. and back -------------------------------------------------------------------------------------------------

@@ -14,9 +14,11 @@
 #include "ops/adamw.cuh"
 #include "ops/classifier.cuh"
 #include "ops/embedding.cuh"
+#include "ops/gelu.cuh"
 #include "ops/kv_cache.cuh"
 #include "ops/layernorm.cuh"
 #include "run/config.h"
+#include "ops/transfer.cuh"
 #include "run/random.h"
 #include "scaling.cuh"
 
@@ -49,6 +51,7 @@ struct Linear {
     Param weight, bias; // (OC, C) (OC)
     Quantizer x, w, dy; // how its operands (N, C) (OC, C) (N, OC) are stored
     bool keeps_x = true; // in BF16, for backward
+    bool summed = false; // who cast dy has added its sums of columns to the bias's gradient
     float jump = 1; // an experiment: x is multiplied by this power of two, and the GEMMs that read it divide it out
 };
 
@@ -93,7 +96,9 @@ struct GPT {
     int *tokens, *targets;                  // (N)
     TokenIndex index;                       // where each distinct token of the batch stands
     act *branch, *dx, *dbranch, *dwide;     // (N, C) (N, C) (N, C) (N, 4C): not kept across layers
-    real *partial, *squares;                // column sums; squares of gradients
+    real *partial, *squares;                // column sums; squares of gradients, a sum for each PIECE of each parameter
+    double* norm_parts;
+    StepResult* result;
     float* measured;                        // for measure()
     AttentionScratch scratch;
 };
@@ -239,7 +244,7 @@ inline void plan_copies(GPT& g) {
                 if (!q.needs(k, train)) continue;
                 auto& bytes = q.plan.bytes[(int)k];
                 bytes = largest(bytes, q.bytes(k, rows, cols));
-                q.plan.kept[(int)k] |= w || (x && train && (k == Along::rows || q.shares()));
+                q.plan.kept[(int)k] |= w || (x && train && (k == Along::rows || q.strides()));
                 measured = std::max({measured, measure_scratch(rows, cols),
                                      measure_scratch(cols, q.contraction((int)rows))});
             }
@@ -281,6 +286,8 @@ inline void plan_copies(GPT& g) {
         if (q.plan.delayed) q.delayed = a.memory ? g.delayed + (&q == &l.dy ? backward : forward)++ : nullptr;
     });
 }
+// Of column sums; 2 N floats and the sums of C columns have room in it side by side.
+inline size_t partial_size(int N, int C) { return (size_t)panels(N) * 4 * std::max(C, PANEL); }
 inline void plan(GPT& g) { // runs twice, see Arena
     auto [L, NH, C, maxT, V] = g.config;
     size_t N = (size_t)g.B * g.T, c = C, v = V, heads = (size_t)g.B * NH;
@@ -325,18 +332,43 @@ inline void plan(GPT& g) { // runs twice, see Arena
         a.take(b.out, saved, N * c), a.take(b.lse, saved, N * NH);
         a.take(b.mean1, saved, N), a.take(b.rstd1, saved, N), a.take(b.mean2, saved, N), a.take(b.rstd2, saved, N);
     }
-    a.take(g.branch, scratch, N * c);
+    a.take(g.branch, scratch, N * c), a.take(g.result, scratch, 1);
     if (train) {
         a.take(g.index.distinct, scratch, N), a.take(g.index.first, scratch, N + 1);
         a.take(g.index.positions, scratch, N);
-        a.take(g.partial, scratch, (size_t)panels(N) * 4 * c);
-        size_t largest = 0;
-        for_each_param(g, [&](const std::string&, Param& p) { largest = std::max(largest, p.size()); });
-        a.take(g.squares, scratch, pieces(largest));
+        a.take(g.partial, scratch, partial_size(g.B * g.T, C));
+        size_t squares = 0;
+        for_each_param(g, [&](const std::string&, Param& p) { squares += pieces(p.size()); });
+        a.take(g.squares, scratch, squares), a.take(g.norm_parts, scratch, pieces(squares));
     }
     size_t square = attention_needs_scratch() ? heads * g.T * g.T : 0;
     a.take(g.scratch.s, scratch, square), a.take(g.scratch.p, scratch, square);
     if (train) a.take(g.scratch.dp, scratch, square), a.take(g.scratch.ds, scratch, square);
+}
+// What goes where, the largest first.
+inline std::string memory_text(const Arena& a) {
+    std::vector<std::pair<size_t, std::string>> all;
+    for (auto& [category, bytes] : a.bytes) all.push_back({bytes, category});
+    std::sort(all.rbegin(), all.rend());
+    std::string text = format("%-24s %12s\n", "memory for", "MB");
+    for (auto& [bytes, category] : all) text += format("%-24s %12.1f\n", category.c_str(), bytes / 1e6);
+    return text + format("%-24s %12.1f", "together", a.used / 1e6);
+}
+// It does not fit: what is missing, and the largest batch that does.
+[[noreturn]] inline void fail_for_room(const GPT& g, size_t room) {
+    std::string hint = "a smaller --batch-size, --seq-len or --model";
+    for (int B = g.B / 2; B > 0; B /= 2) {
+        GPT less;
+        less.config = g.config, less.use = g.use, less.B = B, less.T = g.T, less.stages = g.stages;
+        shape_params(less), plan(less);
+        if (less.arena.used > room) continue;
+        hint = format("--batch-size %d takes %.2f GB", B, less.arena.used / 1e9);
+        if (g.use == Use::training && g.B % B == 0)
+            hint += format(", and with --grad-accum times %d a step stays what it is", g.B / B);
+        break;
+    }
+    fail("the model needs %.2f GB and the GPU has %.2f GB free: %.2f GB are missing. hint: %s\n%s", g.arena.used / 1e9,
+         room / 1e9, (g.arena.used - room) / 1e9, hint.c_str(), memory_text(g.arena).c_str());
 }
 // Memory for batches of at most B rows of at most T tokens, under any of the stages. Weights are zero until loaded or
 // initialised; delayed scales are 1.
@@ -345,7 +377,8 @@ inline void allocate(GPT& g, Config config, Use use, int B, int T, std::vector<R
     if (T > config.seq_len) fail("sequences of %d tokens, but the model has positions for %d", T, config.seq_len);
     shape_params(g);
     plan(g);
-    size_t size = g.arena.used;
+    size_t size = g.arena.used, room = memory_room();
+    if (size > room) fail_for_room(g, room);
     g.arena = Arena();
     g.arena.memory = allocate_zeroed(size);
     plan(g);
@@ -388,7 +421,16 @@ inline void linear_backward(act* dx, Linear& l, const act* dy, const act* x, int
     a = quantize(DY, Along::rows), b = quantize(X, Along::rows);
     matmul("wgrad", {.out = l.weight.grad, .out_elem = Elem::f32, .ld_out = (size_t)C, .M = OC, .N = C,
                      .K = l.x.contraction(N), .a = a, .b = b, .scale_b = 1 / l.jump, .accumulate = accumulate});
-    if (l.bias.cols) bias_backward(l.bias.grad, dy, partial, N, OC);
+    if (l.bias.cols && !std::exchange(l.summed, false)) bias_backward(l.bias.grad, dy, partial, N, OC);
+}
+// For the ops that make x and dy: where a GPU puts their codes in the same pass.
+inline Sink input_sink(Linear& l, int N) { return l.jump == 1 ? sink(l.x, N, l.weight.cols) : Sink{}; }
+inline Sink gradient_sink(GPT& g, Linear& l, int N, bool keeps = false) {
+    int OC = l.weight.rows;
+    Sink s = sink(l.dy, N, OC, keeps);
+    if (s) s.sums = l.bias.grad, s.partial = g.partial + partial_size(N, g.config.channels) - (size_t)panels(N) * OC;
+    l.summed = (bool)s;
+    return s;
 }
 
 // --- forward -----------------------------------------------------------------------------------------------------
@@ -404,34 +446,38 @@ inline void gpt_trunk(GPT& g, int B, int T, KvCache* cache = nullptr) {
     embedding_forward(g.x0, g.tokens, g.wte.w, g.wpe.w + (size_t)past * C, B, T, C);
     act* x = g.x0;
     for (TransformerBlock& b : g.blocks) {
-        layernorm_forward(b.ln1, b.mean1, b.rstd1, x, b.ln_1.weight.w, b.ln_1.bias.w, N, C);
+        layernorm_forward(b.ln1, b.mean1, b.rstd1, x, b.ln_1.weight.w, b.ln_1.bias.w, N, C,
+                          input_sink(b.attn_qkv, N));
         linear_forward(b.qkv, b.attn_qkv, b.ln1, N);
         round_keys_values(b.qkv, g.kv, heads);
         if (cache) attention_forward(b.att, b.lse, b.qkv, *cache, (int)(&b - g.blocks.data()), g.scratch, heads);
         else attention_forward(b.att, b.lse, b.qkv, g.scratch, heads);
         linear_forward(g.branch, b.attn_proj, b.att, N);
         residual_forward(b.mid, x, g.branch, NC);
-        layernorm_forward(b.ln2, b.mean2, b.rstd2, b.mid, b.ln_2.weight.w, b.ln_2.bias.w, N, C);
+        layernorm_forward(b.ln2, b.mean2, b.rstd2, b.mid, b.ln_2.weight.w, b.ln_2.bias.w, N, C,
+                          input_sink(b.mlp_fc, N));
         linear_forward(b.fc, b.mlp_fc, b.ln2, N);
-        gelu_forward(b.gelu, b.fc, 4 * NC);
+        gelu_forward(b.gelu, b.fc, N, 4 * C, input_sink(b.mlp_proj, N));
         linear_forward(g.branch, b.mlp_proj, b.gelu, N);
         residual_forward(b.out, b.mid, g.branch, NC);
         x = b.out;
     }
     layernorm_forward(g.lnf, g.mean_f, g.rstd_f, x, g.ln_f.weight.w, g.ln_f.bias.w, N, C);
 }
-// Mean loss in nats per token over B rows of T tokens, which stand in g.tokens and g.targets. With a gradient scale,
-// logits are left holding dlogits * scale.
-inline double gpt_forward(GPT& g, int B, int T, float dloss = 0) {
+// Mean loss in nats per token over B rows of T tokens, which stand in g.tokens and g.targets: into g.result. With a
+// gradient scale, logits are left holding dlogits * scale.
+inline void gpt_loss(GPT& g, int B, int T, float dloss = 0) {
     int N = B * T;
     gpt_trunk(g, B, T);
     linear_forward(g.logits, g.head, g.lnf, N);
     if (g.pass.training) update_scales(g, false);
     classifier(g.losses, g.logits, g.targets, dloss, dloss != 0, N, g.config.vocab);
+    mean_of(g.result, g.losses, g.pass.micro == 0, N);
+}
+inline double gpt_forward(GPT& g, int B, int T, float dloss = 0) { // waits for it
+    gpt_loss(g, B, T, dloss);
     synchronize("forward");
-    double sum = 0;
-    for (int n = 0; n < N; n++) sum += g.losses[n];
-    return sum / N;
+    return g.result->batch;
 }
 // For sampling: g.logits (V), of the token after the T in g.tokens.
 inline void gpt_next(GPT& g, int T, KvCache* cache = nullptr) {
@@ -454,21 +500,23 @@ inline void gpt_backward(GPT& g, int B, int T, bool accumulate) {
     linear_backward(g.dbranch, g.head, g.logits, g.lnf, N, accumulate, g.partial);
     act* last = g.blocks.empty() ? g.x0 : g.blocks.back().out;
     fill_zero(g.dx, NC);
+    // dx, when it is complete up to here, is the gradient of the linear before it
+    auto dx_sink = [&](size_t l) { return l ? gradient_sink(g, g.blocks[l - 1].mlp_proj, N, true) : Sink{}; };
     layernorm_backward(g.dx, g.ln_f.weight.grad, g.ln_f.bias.grad, g.dbranch, last, g.mean_f, g.rstd_f, g.ln_f.weight.w,
-                       g.partial, N, C);
+                       g.partial, N, C, dx_sink(g.blocks.size()));
     for (size_t l = g.blocks.size(); l-- > 0;) {
         TransformerBlock& b = g.blocks[l];
         act* x = l ? g.blocks[l - 1].out : g.x0;
         linear_backward(g.dwide, b.mlp_proj, g.dx, b.gelu, N, accumulate, g.partial);
-        gelu_backward(g.dwide, g.dwide, b.fc, 4 * NC);
+        gelu_backward(g.dwide, g.dwide, b.fc, N, 4 * C, gradient_sink(g, b.mlp_fc, N));
         linear_backward(g.dbranch, b.mlp_fc, g.dwide, b.ln2, N, accumulate, g.partial);
         layernorm_backward(g.dx, b.ln_2.weight.grad, b.ln_2.bias.grad, g.dbranch, b.mid, b.mean2, b.rstd2,
-                           b.ln_2.weight.w, g.partial, N, C);
+                           b.ln_2.weight.w, g.partial, N, C, gradient_sink(g, b.attn_proj, N, true));
         linear_backward(g.dbranch, b.attn_proj, g.dx, b.att, N, accumulate, g.partial);
         attention_backward(g.dwide, g.dbranch, b.qkv, b.att, b.lse, g.scratch, heads);
         linear_backward(g.dbranch, b.attn_qkv, g.dwide, b.ln1, N, accumulate, g.partial);
         layernorm_backward(g.dx, b.ln_1.weight.grad, b.ln_1.bias.grad, g.dbranch, x, b.mean1, b.rstd1, b.ln_1.weight.w,
-                           g.partial, N, C);
+                           g.partial, N, C, dx_sink(l));
     }
     embedding_backward_tokens(g.wte.grad, g.dx, g.index, N, C);
     embedding_backward_positions(g.wpe.grad, g.dx, B, T, C);
@@ -476,25 +524,28 @@ inline void gpt_backward(GPT& g, int B, int T, bool accumulate) {
 }
 
 // --- update ------------------------------------------------------------------------------------------------------
-// Global L2 norm of all gradients, before clipping.
-inline double gradient_norm(GPT& g) {
-    double sum = 0;
+// Into g.result: the global L2 norm of all gradients divided by loss_scale, and what clipping it to `clip` (0: not)
+// multiplies them by.
+inline void measure_norm(GPT& g, double clip, double loss_scale = 1) {
+    real* at = g.squares;
     for_each_param(g, [&](const std::string&, Param& p) {
-        squares_of(g.squares, p.grad, p.size());
-        synchronize("grad_norm");
-        for (size_t i = 0; i < pieces(p.size()); i++) sum += g.squares[i];
+        squares_of(at, p.grad, p.size());
+        at += pieces(p.size());
     });
-    return sqrt(sum);
+    norm_of(g.result, g.norm_parts, g.squares, at - g.squares, clip, loss_scale);
 }
-// Step t (from 1). Weight decay applies to matrices, embeddings included. clip: largest global norm; 0 for none. norm
-// and clip are those of the gradients divided by loss_scale.
-inline void update(GPT& g, int64_t t, double lr, double weight_decay, double clip, double norm, double loss_scale = 1) {
+inline double gradient_norm(GPT& g, double clip = 0, double loss_scale = 1) { // waits for it
+    measure_norm(g, clip, loss_scale);
+    synchronize("grad_norm");
+    return g.result->norm;
+}
+// Step t (from 1), of the gradients as they were measured. Weight decay applies to matrices, embeddings included.
+inline void update(GPT& g, int64_t t, double lr, double weight_decay) {
     double beta1 = 0.9, beta2 = 0.95;
     AdamW o = {.lr = (real)lr, .beta1 = (real)beta1, .beta2 = (real)beta2, .eps = (real)1e-8, .weight_decay = 0,
-               .correction1 = (real)(1 - pow(beta1, (double)t)), .correction2 = (real)sqrt(1 - pow(beta2, (double)t)),
-               .clip = (real)((clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1) / loss_scale)};
+               .correction1 = (real)(1 - pow(beta1, (double)t)), .correction2 = (real)sqrt(1 - pow(beta2, (double)t))};
     for_each_param(g, [&](const std::string&, Param& p) {
         o.weight_decay = p.rows ? (real)weight_decay : 0;
-        adamw(p.w, p.operand, p.m, p.v, p.grad, p.size(), o);
+        adamw(p.w, p.operand, p.m, p.v, p.grad, g.result, p.size(), o);
     });
 }

@@ -7,7 +7,7 @@
 //
 // Adding a recipe is adding a row to this table. Every column is also a key on the command line, hybrid:margin=1.
 #pragma once
-#include "ops/elementwise.cuh"
+#include "ops/fused.cuh"
 #include "ops/matmul.cuh"
 #include <array>
 #include <functional>
@@ -363,20 +363,22 @@ struct Quantizer {
     struct { bool delayed = false, kept[2] = {}; CopyBytes bytes[2]; } plan; // the most of any stage; not kept: scratch
 
     bool is_cast() const { return quantized[0] || quantized[1]; } // for some GEMM
-    // One scale for all: the copy along cols serves both GEMMs, one of them by strides, which half a byte has not.
+    // One scale for all: one cast serves both GEMMs, by strides, which half a byte has not, or in a transposed copy.
     bool shares() const { return is_per_tensor(cast) && cast.elem.bits() > 4; }
+    bool strides() const { return shares() && !machine.layout.transposes; }
     bool needs(Along k, bool backward) const {
-        if (shares()) return k == Along::cols && (quantized[0] || (quantized[1] && backward));
-        return quantized[(int)k] && (k == Along::cols || backward);
+        bool along_rows = quantized[1] && backward;
+        return k == Along::cols ? quantized[0] || (along_rows && shares()) : along_rows && !strides();
     }
     bool transforms() const { return cast.rht && quantized[1]; }
     int contraction(int rows) const { return transforms() ? (rows + 15) / 16 * 16 : rows; } // of the copy along rows
     CopyBytes bytes(Along k, size_t rows, size_t cols) const {
         size_t O = k == Along::cols ? rows : cols, K = k == Along::cols ? cols : contraction((int)rows);
-        if (is_per_tensor(cast)) return {O * code_bytes(cast.elem, K)};
+        size_t codes = O * code_bytes(cast.elem, code_ld(cast.elem, K));
+        if (is_per_tensor(cast)) return {codes};
         size_t KB = blocks(K, cast.block.cols), tiles = blocks(O, cast.block.rows) * KB;
         bool byte_scales = kind_of(cast).scales != Elem::f32;
-        return {O * code_bytes(cast.elem, K), byte_scales ? O * KB : 4 * tiles, byte_scales ? 4 * tiles : 0};
+        return {codes, byte_scales ? scale_bytes(O, KB) : 4 * tiles, byte_scales ? 4 * tiles : 0};
     }
 };
 
@@ -391,18 +393,18 @@ struct Tensor {
 inline Operand operand_of(const Tensor& t, Along k) {
     const Quantizer& q = *t.quantizer;
     const Cast& c = q.cast;
-    bool strided = k == Along::rows && q.shares();
-    const Copy& copy = q.copies[q.shares() ? 0 : (int)k];
+    bool strided = k == Along::rows && q.strides();
+    const Copy& copy = q.copies[strided ? 0 : (int)k];
     size_t K = k == Along::cols || strided ? t.cols : q.contraction(t.rows);
-    Operand o = codes_of(copy.codes, c.elem, !strided, c.elem.bits() == 4 ? (K + 1) / 2 * 2 : K);
-    o.factor = &copy.factors->scale_inv;
+    Operand o = codes_of(copy.codes, c.elem, !strided, code_ld(c.elem, K));
+    o.factor = &q.copies[q.shares() ? 0 : (int)k].factors->scale_inv;
     if (c.block.cols == 0) return o;
     o.scales = copy.scales, o.scale_elem = kind_of(c).scales;
-    o.ld_scales = blocks(K, c.block.cols), o.block = c.block.cols;
+    o.ld_scales = blocks(K, c.block.cols), o.block = c.block.cols, o.swizzled = machine.layout.tiled;
     bool bytes = o.scale_elem != Elem::f32; // one for each row, of tiles too
     o.scale_rows = bytes ? 1 : c.block.rows, o.scale_values = bytes ? values_of(o.scale_elem).floats : nullptr;
     o.factor = c.scaling == Scaling::nvfp4 ? &copy.factors->amax : nullptr;
-    o.exact = bytes || c.pow2_scales;
+    o.swizzled &= bytes, o.exact = bytes || c.pow2_scales;
     return o;
 }
 
@@ -414,6 +416,11 @@ inline void set_factors(Copy::Factors* f, const float* scale, float max, bool po
         if (g.first()) f->scale = s, f->scale_inv = 1 / s;
     });
 }
+inline void amax_scale(Copy::Factors* f, const act* x, size_t n, const Cast& c) { // current scaling
+    fill_zero(&f->amax, 1);
+    amax_tensor(&f->amax, x, n);
+    set_factors(f, nullptr, c.elem.max, c.pow2_scales);
+}
 // One copy of t, cast from its source. The only place that asks how a recipe scales.
 inline void cast_copy(const Tensor& t, Along k) {
     Quantizer& q = *t.quantizer;
@@ -423,6 +430,7 @@ inline void cast_copy(const Tensor& t, Along k) {
     bool transpose = k == Along::rows;
     int R = t.rows, C = t.cols;
     uint64_t key = draw_key(q.pass->seed, q.pass->step, q.pass->micro, q.index, (int)k);
+    if (transpose && q.shares()) return transpose_codes(to.codes, q.copies[0].codes, c.elem, R, C);
     if (q.transforms() && transpose) hadamard(q.transformed, t.data, R, C), x = q.transformed, R = q.contraction(R);
     Copy::Factors* f = to.factors;
     switch (c.scaling) {
@@ -435,9 +443,7 @@ inline void cast_copy(const Tensor& t, Along k) {
         return cast_tensor(to.codes, q.pass->training ? &q.delayed->last : nullptr, x, &f->scale, c, transpose, R, C,
                            key);
     case Scaling::current:
-        fill_zero(&f->amax, 1);
-        amax_tensor(&f->amax, x, (size_t)R * C);
-        set_factors(f, nullptr, c.elem.max, c.pow2_scales);
+        amax_scale(f, x, (size_t)R * C, c);
         return cast_tensor(to.codes, nullptr, x, &f->scale, c, transpose, R, C, key);
     case Scaling::blockwise: return cast_float8(to.codes, (float*)to.scales, x, c, transpose, R, C, key);
     case Scaling::mx: return cast_mx(to.codes, to.scales, x, c, transpose, R, C, key);
@@ -445,15 +451,38 @@ inline void cast_copy(const Tensor& t, Along k) {
         return cast_nvfp4(to.codes, to.scales, &f->amax, to.amaxes, x, c, transpose, R, C, key);
     }
 }
+// Where the codes of an operand (R, C) of one scale go, on a machine that makes both copies in one pass; else nothing.
+inline Sink copies_in_tiles(const Quantizer& q, int R, int C) {
+    bool tiles = machine.gpu && machine.kernels == Kernels::fast && q.shares() && q.cast.elem.bits() == 8;
+    if (!tiles || q.cast.round != Rounding::rne || q.frozen) return {};
+    bool delayed = q.cast.scaling == Scaling::delayed, both = q.needs(Along::rows, q.pass->training);
+    return {q.copies[0].codes, both ? q.copies[1].codes : nullptr, code_ld(q.cast.elem, C), code_ld(q.cast.elem, R),
+            q.cast.elem, delayed ? &q.delayed->scale : nullptr, &q.copies[0].factors->scale_inv,
+            delayed && q.pass->training ? &q.delayed->last : nullptr};
+}
+// The same for a producer of the operand, which casts it in its only pass: where the scale is known beforehand. Whoever
+// asks has to fill it. BF16 is kept for GEMMs that read it, and if `keeps`.
+inline Sink sink(Quantizer& q, int R, int C, bool keeps = false) {
+    Sink s = q.watch || q.cast.scaling == Scaling::current ? Sink{} : copies_in_tiles(q, R, C);
+    s.keeps = keeps || !q.quantized[0] || (!q.quantized[1] && q.pass->training);
+    if (s) q.filled = true;
+    return s;
+}
 // The copy of t that a GEMM contracts along k. Hands over what a producer has filled and casts what it has not: all
 // copies at once, because the source may be gone when the second GEMM comes.
 inline Operand quantize(const Tensor& t, Along k) {
     Quantizer& q = *t.quantizer;
     if (!q.filled) {
         q.filled = true;
-        bool recorded = false;
-        for (Along k : {Along::cols, Along::rows})
-            if (q.needs(k, q.pass->training)) cast_copy(t, k), recorded = q.cast.scaling == Scaling::delayed;
+        Sink s = copies_in_tiles(q, t.rows, t.cols);
+        bool recorded = s.amax;
+        Copy::Factors* f = q.copies[0].factors;
+        if (s && q.cast.scaling == Scaling::current)
+            amax_scale(f, t.data, (size_t)t.rows * t.cols, q.cast), s.scale = &f->scale;
+        if (s) in_tiles("cast_tiles", nullptr, s, t.rows, t.cols, [] HD(int, int, real x) { return x; }, t.data);
+        else
+            for (Along k : {Along::cols, Along::rows})
+                if (q.needs(k, q.pass->training)) cast_copy(t, k), recorded = q.cast.scaling == Scaling::delayed;
         if (q.delayed && !recorded && q.pass->training) // for a stage to come
             amax_tensor(&q.delayed->last, t.data, (size_t)t.rows * t.cols);
         if (q.watch) q.watch(t);

@@ -144,8 +144,36 @@ static ArmEnd train_arm(Trainer& run, size_t i, int64_t seed, const NewestCheckp
         if (!run.compares()) note("step %lld: validation loss %.4f", (long long)step, end.loss);
     };
     if (evaluates_at(o, from.step)) evaluate(from.step);
+    auto backward = [&](int64_t step, auto after_first) { // the gradients of a step
+        for (int micro = 0; micro < o.grad_accum; micro++) {
+            g.pass = {true, (uint64_t)seed, (uint64_t)step, (uint64_t)micro};
+            load_batch(g, batches, (uint64_t)(step - 1) * o.grad_accum + micro);
+            gpt_loss(g, B, T, (float)(stages[g.stage].recipe.loss_scale / ((double)N * o.grad_accum)));
+            gpt_backward(g, B, T, micro > 0);
+            if (micro == 0) after_first();
+        }
+    };
+    // What a step found is told while a GPU does the next one, unless something waits for it.
+    Later<StepResult> results;
+    int64_t asked = 0; // the step whose result is on its way
+    double lr = 0;     // its
+    Stopwatch watch;
+    auto tell = [&](int64_t now) { // false: it ends here
+        StepResult r = results.get();
+        double loss = r.loss / o.grad_accum;
+        times.push_back(watch.ms()), watch = {};
+        end.step = std::exchange(asked, 0);
+        run.log->step({arm, seed, end.step, o.steps, end.step * tokens_per_step, loss, r.norm, lr, times.back()});
+        if (!r.bad) return true;
+        if (now > end.step) backward(end.step, [] {}); // once more, to look at it: the weights are still the same
+        synchronize("looking for what is not finite");
+        note("recipe %s, seed %lld, step %lld: loss %g, gradient norm %g. First bad tensor: %s. hint: lower --lr",
+             arm.c_str(), (long long)seed, (long long)end.step, loss, r.norm, first_bad(g, N).c_str());
+        end.outcome = "diverged", end.loss = NAN;
+        return false;
+    };
     for (int64_t step = from.step + 1; step <= o.steps && end.outcome == "done"; step++) {
-        Stopwatch watch;
+        if (!asked) watch = {};
         if (g.stage + 1 < (int)stages.size() && stages[g.stage + 1].from == step) set_stage(g, g.stage + 1);
         const Recipe& recipe = stages[g.stage].recipe;
         set_jump(g, recipe.jump, step);
@@ -157,34 +185,24 @@ static ArmEnd train_arm(Trainer& run, size_t i, int64_t seed, const NewestCheckp
             watch_dump(g, run.dump, run.dir + "/" + safe_name(arm) + format("-s%lld-", (long long)seed) +
                        safe_name(run.dump.layer + "." + run.dump.operand) +
                        format("-%06lld.safetensors", (long long)step));
-        double loss = 0, lr = learning_rate(o, recipe, step);
-        for (int micro = 0; micro < o.grad_accum; micro++) {
-            g.pass = {true, (uint64_t)seed, (uint64_t)step, (uint64_t)micro};
-            load_batch(g, batches, (uint64_t)(step - 1) * o.grad_accum + micro);
-            loss += gpt_forward(g, B, T, (float)(recipe.loss_scale / ((double)N * o.grad_accum))) / o.grad_accum;
-            gpt_backward(g, B, T, micro > 0);
-            if (micro == 0 && measures) write_stats(g, rows, *run.log, arm, seed, step);
-            if (micro == 0) for_each_operand(g, [](auto&, auto, Quantizer& q) { q.watch = nullptr; });
-        }
-        double norm = gradient_norm(g) / recipe.loss_scale;
-        bool finite = std::isfinite(loss) && std::isfinite(norm);
-        if (finite) update(g, step, lr, o.weight_decay, o.grad_clip, norm, recipe.loss_scale);
-        synchronize("update");
-        times.push_back(watch.ms());
-        run.log->step({arm, seed, step, o.steps, step * tokens_per_step, loss, norm, lr, times.back()});
-        end.step = step;
-        if (!finite) {
-            note("recipe %s, seed %lld, step %lld: loss %g, gradient norm %g. First bad tensor: %s. hint: lower --lr",
-                 arm.c_str(), (long long)seed, (long long)step, loss, norm, first_bad(g, N).c_str());
-            end.outcome = "diverged", end.loss = NAN;
-            break;
-        }
+        backward(step, [&] {
+            if (measures) write_stats(g, rows, *run.log, arm, seed, step);
+            for_each_operand(g, [](auto&, auto, Quantizer& q) { q.watch = nullptr; });
+        });
+        measure_norm(g, o.grad_clip, recipe.loss_scale);
+        double now = learning_rate(o, recipe, step);
+        update(g, step, now, o.weight_decay);
+        results.ask(g.result);
+        if (asked && !tell(step)) break;
+        asked = step, lr = now;
+        bool saves = step == o.steps || (o.checkpoint_every && step % o.checkpoint_every == 0);
+        bool samples = o.sample_every && step % o.sample_every == 0 && step < o.steps;
+        if (machine.gpu && !stop_signal() && !saves && !samples && !evaluates_at(o, step)) continue;
+        if (!tell(step)) break;
         if (stop_signal()) end.outcome = "stopped";
-        if (stop_signal() || step == o.steps || (o.checkpoint_every && step % o.checkpoint_every == 0))
-            save(run, g, arm, seed, step);
+        if (stop_signal() || saves) save(run, g, arm, seed, step);
         if (end.outcome == "done" && evaluates_at(o, step)) evaluate(step);
-        if (end.outcome == "done" && o.sample_every && step % o.sample_every == 0 && step < o.steps)
-            tell_sample(g, run, seed);
+        if (end.outcome == "done" && samples) tell_sample(g, run, seed);
     }
     end.ms = median(times), end.fingerprint = fingerprint_of(g);
     if (end.outcome == "done" && !run.compares()) tell_progress(o, end.loss), tell_sample(g, run, seed);

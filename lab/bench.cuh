@@ -33,13 +33,14 @@ inline int bench(const Options& o, const std::string& device) {
         GPT& g = models[i];
         allocate(g, config, Use::training, o.batch_size, o.seq_len, stages_of(o.arms[i], o, config.layers));
         initialise(g, 1);
-        for (int n = 0; n < g.B * g.T; n++) {
-            g.tokens[n] = (int)(random_bits(1, n) % config.vocab);
-            g.targets[n] = (int)(random_bits(2, n) % config.vocab);
+        std::vector<int> inputs((size_t)g.B * g.T), targets(inputs.size());
+        for (size_t n = 0; n < inputs.size(); n++) {
+            inputs[n] = (int)(random_bits(1, n) % config.vocab);
+            targets[n] = (int)(random_bits(2, n) % config.vocab);
         }
         auto data = open_tokens("builtin"); // only for its index of tokens
         data->vocab = config.vocab;
-        index_tokens(g, Batches(*data, g.B, g.T, false, 0));
+        set_tokens(g, Batches(*data, g.B, g.T, false, 0), inputs, targets);
     }
     int N = o.batch_size * o.seq_len;
     for (int64_t step = -2; step <= o.steps; step++) {
@@ -50,10 +51,11 @@ inline int bench(const Options& o, const std::string& device) {
             Stopwatch watch;
             for (int micro = 0; micro < o.grad_accum; micro++) {
                 g.pass = {true, 1, (uint64_t)(step + 3), (uint64_t)micro};
-                gpt_forward(g, g.B, g.T, 1 / ((float)N * o.grad_accum));
+                gpt_loss(g, g.B, g.T, 1 / ((float)N * o.grad_accum));
                 gpt_backward(g, g.B, g.T, micro > 0);
             }
-            update(g, step + 3, 1e-4, 0.1, 1, gradient_norm(g));
+            measure_norm(g, 1);
+            update(g, step + 3, 1e-4, 0.1);
             synchronize("update");
             if (step >= 1) ms[i].push_back(watch.ms());
         }

@@ -27,15 +27,16 @@ inline std::string set_machine(const Options& o) { // returns its description
                       : o.kernels == "portable" ? Kernels::portable
                                                 : Kernels::fast;
     machine.profile = o.profile;
-    std::string why_not, gpu = gpu_name(why_not);
-    if (o.device == "cuda" && gpu.empty()) fail("--device cuda: %s", why_not.c_str());
-    machine.gpu = o.device != "cpu" && !gpu.empty();
+    std::string why_not;
+    Card card = o.device == "cpu" ? Card() : find_card(why_not);
+    if (o.device == "cuda" && card.name.empty()) fail("--device cuda: %s", why_not.c_str());
+    if (!card.name.empty()) use_gpu(card);
     int threads = 1;
 #ifdef _OPENMP
     if (o.threads) omp_set_num_threads(o.threads);
     threads = omp_get_max_threads();
 #endif
-    if (machine.gpu) return gpu;
+    if (machine.gpu) return card.name;
     CpuKernel kernel = machine.kernels == Kernels::fast ? CpuKernel::fast : CpuKernel::portable;
     const char* gemm = machine.kernels == Kernels::reference ? "reference" : cpu_kernel_name(kernel);
     std::string where = format("CPU, %d thread%s, %s matmul", threads, threads == 1 ? "" : "s", gemm);
@@ -135,20 +136,29 @@ inline std::vector<NamedTensor> scales_of(GPT& g, std::vector<float>& values, bo
 }
 
 // --- batches -----------------------------------------------------------------------------------------------------
-inline void index_tokens(GPT& g, const Batches& batches) {
-    g.index.count = batches.index(g.tokens, g.index.distinct, g.index.first, g.index.positions);
+// The batch in `inputs` and `targets` (B, T), with the index that the embedding's gradient wants.
+inline void set_tokens(GPT& g, const Batches& batches, const std::vector<int>& inputs, const std::vector<int>& targets) {
+    size_t N = inputs.size();
+    std::vector<int> distinct(N), first(N + 1), positions(N);
+    g.index.count = batches.index(inputs.data(), distinct.data(), first.data(), positions.data());
+    upload(g.tokens, inputs.data(), 4 * N), upload(g.targets, targets.data(), 4 * N);
+    upload(g.index.distinct, distinct.data(), 4 * N), upload(g.index.first, first.data(), 4 * N + 4);
+    upload(g.index.positions, positions.data(), 4 * N);
 }
 inline void load_batch(GPT& g, const Batches& batches, uint64_t i) {
-    batches.fill(i, g.tokens, g.targets);
-    index_tokens(g, batches);
+    std::vector<int> inputs((size_t)g.B * g.T), targets(inputs.size());
+    batches.fill(i, inputs.data(), targets.data());
+    set_tokens(g, batches, inputs, targets);
 }
 // Mean loss over the first windows, in nats per token. recording: amaxes, as in training.
 inline double mean_loss(GPT& g, const Batches& batches, uint64_t windows, bool recording = false) {
     double sum = 0;
+    std::vector<int> inputs((size_t)g.B * g.T), targets(inputs.size());
     g.pass.training = recording, g.pass.micro = 0;
     for (uint64_t w = 0; w < windows; w += g.B, g.pass.micro++) {
         int B = (int)std::min<uint64_t>(g.B, windows - w);
-        batches.fill_windows(w, B, g.tokens, g.targets);
+        batches.fill_windows(w, B, inputs.data(), targets.data());
+        upload(g.tokens, inputs.data(), inputs.size() * 4), upload(g.targets, targets.data(), targets.size() * 4);
         sum += gpt_forward(g, B, g.T) * B;
     }
     return sum / windows;
@@ -166,7 +176,7 @@ inline std::vector<int> sample_tokens(GPT& g, std::vector<int> text, int count, 
         if (cache) cache->past = (int)(done - start);
         else done = start;
         g.pass.micro = i;
-        std::copy(text.begin() + done, text.end(), g.tokens);
+        upload(g.tokens, &text[done], (text.size() - done) * 4);
         gpt_next(g, (int)(text.size() - done), cache);
         done = text.size();
         for (size_t v = 0; v < logits.size(); v++) logits[v] = (real)g.logits[v];

@@ -81,8 +81,9 @@ struct TeacherForced {
         if (referenced != outlier) refer();
         loss_scale = r.loss_scale;
         if (any_delayed(r) && calibrated != std::pair(outlier, loss_scale)) calibrate();
-        val.fill_windows(0, B, g.tokens, g.targets);
-        index_tokens(g, val);
+        std::vector<int> inputs((size_t)B * g.T), targets(inputs.size());
+        val.fill_windows(0, B, inputs.data(), targets.data());
+        set_tokens(g, val, inputs, targets);
         bool drawn = any_cast(r, [](const Cast& c) { return is_quantized(c) && c.round == Rounding::sr; });
         int count = drawn ? draws : 1;
         std::vector<GradientError> errors(reference.size());

@@ -7,10 +7,17 @@
 struct AdamW {
     real lr, beta1, beta2, eps, weight_decay;
     real correction1, correction2; // 1 - beta1^t, sqrt(1 - beta2^t), t counted from 1
-    real clip;                     // factor on every gradient: min(1, clip / (norm + 1e-6))
 };
-HD INLINE void adamw_element(real& w, real& m, real& v, real grad, AdamW o) {
-    real gr = grad * o.clip;
+// What a step reports and its update obeys. It lies where the device sees it, so that nothing waits for it in a step.
+struct StepResult {
+    double batch; // mean loss of the last batch
+    double loss;  // the sum of those since microbatch 0
+    double norm;  // of the gradients divided by the loss scale, before clipping
+    real factor;  // of every gradient: min(1, clip / (norm + 1e-6)) / loss scale
+    int bad;      // loss or norm was not finite: nothing is updated from then on
+};
+HD INLINE void adamw_element(real& w, real& m, real& v, real grad, real factor, AdamW o) {
+    real gr = grad * factor;
     real m1 = o.beta1 * m + (1 - o.beta1) * gr;
     real v1 = o.beta2 * v + (1 - o.beta2) * gr * gr;
     real w1 = w * (1 - o.lr * o.weight_decay);
@@ -19,14 +26,16 @@ HD INLINE void adamw_element(real& w, real& m, real& v, real grad, AdamW o) {
     v = v1;
 }
 // w, m, v, operand (n) are updated in place; grad (n). operand = w rounded to act; it may be w itself (ACT=real).
-inline void adamw(real* w, act* operand, real* m, real* v, const real* grad, size_t n, AdamW o) {
+inline void adamw(real* w, act* operand, real* m, real* v, const real* grad, const StepResult* result, size_t n,
+                  AdamW o) {
     for_rows("adamw", n * (28.0 + sizeof(act)), pieces(n), [=] HD(Lanes g, int i) {
         size_t at = (size_t)i * PIECE;
         real *wi = w + at, *mi = m + at, *vi = v + at;
         act* qi = operand + at;
-        const real* gi = grad + at;
+        const real *gi = grad + at, factor = result->factor;
+        if (result->bad) return;
         g.each(piece_size(n, i), [=](int k) {
-            adamw_element(wi[k], mi[k], vi[k], gi[k], o);
+            adamw_element(wi[k], mi[k], vi[k], gi[k], factor, o);
             qi[k] = act(wi[k]);
         });
     });
@@ -39,10 +48,42 @@ inline void round_to_operand(act* operand, const real* w, size_t n) {
         g.map(piece_size(n, i), operand + at, [](real w) { return w; }, w + at);
     });
 }
-// squares[i] = sum of grad^2 over piece i; the host adds the pieces in order, in double
+// squares[i] = sum of grad^2 over piece i
 inline void squares_of(real* squares, const real* grad, size_t n) {
     for_rows("grad_norm", 4.0 * n, pieces(n), [=] HD(Lanes g, int i) {
         real s = g.sum(piece_size(n, i), [](real x) { return x * x; }, grad + (size_t)i * PIECE);
         if (g.first()) squares[i] = (real)s;
+    });
+}
+// What they and others add up to, in double: lane l adds elements l, l + 32, .., then the lanes pair up.
+template <class T> HD inline double sum_in_double(Lanes g, const T* x, size_t n) {
+    double s[LANES] = {}; // a lane of the device needs its own alone
+    for (size_t i = 0; i < n; i += LANES)
+        if (on_device()) s[0] += i + thread_index() % LANES < n ? (double)x[i + thread_index() % LANES] : 0.0;
+        else g.each((int)(n - i < LANES ? n - i : LANES), [&](int l) { s[l] += (double)x[i + l]; });
+    for (int m = LANES / 2; m > 0; m /= 2)
+        if (on_device()) s[0] += shfl_xor(s[0], m);
+        else g.each(m, [&](int l) { s[l] += s[l + m]; });
+    return s[0];
+}
+// result's batch and loss, of losses (N); first: of a step
+inline void mean_of(StepResult* result, const real* losses, bool first, int N) {
+    for_rows("mean_loss", 4.0 * N, 1, [=] HD(Lanes g, int) {
+        double mean = sum_in_double(g, losses, N) / N;
+        if (g.first()) result->batch = mean, result->loss = (first ? 0 : result->loss) + mean;
+    });
+}
+// result's norm, factor and bad, of all parameters' squares (n), which loss_scale has made too large; clip 0: none.
+// parts: pieces(n) doubles
+inline void norm_of(StepResult* result, double* parts, const real* squares, size_t n, double clip, double loss_scale) {
+    for_rows("grad_norm", 4.0 * n, pieces(n), [=] HD(Lanes g, int i) {
+        double s = sum_in_double(g, squares + (size_t)i * PIECE, piece_size(n, i));
+        if (g.first()) parts[i] = s;
+    });
+    for_rows("grad_norm", 8.0 * pieces(n), 1, [=] HD(Lanes g, int) {
+        double norm = sqrt(sum_in_double(g, parts, pieces(n))) / loss_scale, shrink = clip / (norm + 1e-6);
+        if (!g.first()) return;
+        result->norm = norm, result->factor = (real)((clip > 0 && shrink < 1 ? shrink : 1) / loss_scale);
+        result->bad |= !(norm < INFINITY) || !(fabs(result->loss) < INFINITY);
     });
 }

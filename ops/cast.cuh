@@ -35,6 +35,7 @@ template <class T> struct Job {
     const float* known = nullptr; // amax of block kb of row o at [(o >> rows) * KB + (kb >> pieces)], if found before
     int rows = 0, pieces = 0;
     size_t KB = 0;
+    size_t row_bytes = 0; // from one row of codes to the next
     HD int O() const { return transpose ? C : R; }
     HD int K() const { return transpose ? R : C; }
 };
@@ -117,9 +118,9 @@ HD INLINE uint32_t cast_group(const Job<T>& job, const Scale& scale, uint32_t j,
         return largest;
     }
     for (int b = 0; b < G && b < count; b++) {
-        size_t row_bytes = code_bytes(F, K), at = (size_t)kb[b] * bytes;
-        uint8_t* to = job.codes + o[b] * row_bytes + at;
-        int n = row_bytes - at < bytes ? (int)(row_bytes - at) : bytes;
+        size_t stored = code_bytes(F, K), at = (size_t)kb[b] * bytes;
+        uint8_t* to = job.codes + o[b] * job.row_bytes + at;
+        int n = stored - at < bytes ? (int)(stored - at) : bytes;
         if (on_device() && n == bytes && (uintptr_t)to % 8 == 0)
             *(decltype(packed)*)to = packed; // G is 1
         else
@@ -211,6 +212,8 @@ HD INLINE void cast_part(Lanes g, const Job<T>& job, const Scale& scale, int i, 
 template <const Format& F, bool SR, int N, class T, class Scale>
 void cast_as(const char* name, Job<T> job, Scale scale) {
     bool tiles = job.transpose && !machine.gpu && machine.kernels != Kernels::reference;
+    job.row_bytes = code_bytes(F, code_ld(F, job.K()));
+    if (job.row_bytes > code_bytes(F, job.K())) fill_zero(job.codes, job.O() * job.row_bytes);
     size_t count = tiles ? blocks(job.R, TILE) * blocks(job.C, TILE) : runs(name, job.O(), job.K(), N);
     for_rows(name, (double)job.R * job.C * (sizeof(T) + F.bits() / 8.0), count, [=] HD(Lanes g, int i) {
         cast_part<F, SR, N>(g, job, scale, i, tiles);

@@ -1,8 +1,8 @@
-// GELU (Hendrycks and Gimpel 2016; the tanh form that GPT-2 uses), residual additions, bias gradients.
+// Residual additions, bias gradients, and other ops that know no rows.
 #pragma once
 #include "ops/lanes.cuh"
 
-// These ops know no rows: a launch takes the tensor in pieces of this many elements.
+// A launch takes the tensor in pieces of this many elements.
 constexpr int PIECE = 4096;
 inline size_t pieces(size_t n) { return (n + PIECE - 1) / PIECE; }
 HD inline int piece_size(size_t n, int i) {
@@ -10,29 +10,6 @@ HD inline int piece_size(size_t n, int i) {
     return left < PIECE ? (int)left : PIECE;
 }
 
-HD INLINE real gelu(real x) {
-    real u = (real)0.7978845608f * (x + (real)0.044715f * x * x * x); // sqrt(2 / pi)
-    return (real)0.5f * x * (1 + tanh_(u));
-}
-HD INLINE real gelu_derivative(real x) {
-    real t = tanh_((real)0.7978845608f * (x + (real)0.044715f * x * x * x));
-    real du = (real)0.7978845608f * (1 + (real)0.134145f * x * x); // 3 * 0.044715
-    return (real)0.5f * (1 + t) + (real)0.5f * x * (1 - t * t) * du;
-}
-// y, x (n)
-inline void gelu_forward(act* y, const act* x, size_t n) {
-    for_rows("gelu", 2.0 * n * sizeof(act), pieces(n), [=] HD(Lanes g, int i) {
-        size_t at = (size_t)i * PIECE;
-        g.map(piece_size(n, i), y + at, [](real x) { return gelu(x); }, x + at);
-    });
-}
-// dx = dy * gelu'(x); dx may be dy
-inline void gelu_backward(act* dx, const act* dy, const act* x, size_t n) {
-    for_rows("gelu_backward", 3.0 * n * sizeof(act), pieces(n), [=] HD(Lanes g, int i) {
-        size_t at = (size_t)i * PIECE;
-        g.map(piece_size(n, i), dx + at, [](real dy, real x) { return dy * gelu_derivative(x); }, dy + at, x + at);
-    });
-}
 // y = a + b; the gradient flows to both unchanged, so there is no backward
 inline void residual_forward(act* y, const act* a, const act* b, size_t n) {
     for_rows("residual", 3.0 * n * sizeof(act), pieces(n), [=] HD(Lanes g, int i) {

@@ -1,4 +1,4 @@
-// The seam. Every operation of the model is a row function over a lane group, written once:
+// Every operation of the model is a row function over a lane group, written once:
 //
 //     HD inline void scale_row(Lanes g, act* y, const act* x, real a, int C) {
 //         g.map(C, y, [=](real x) { return a * x; }, x);
@@ -13,91 +13,15 @@
 // alignment allows. What a reader would get wrong:
 // - sum() adds in one fixed order (four partial sums per lane, then a butterfly) on both machines, so it returns the
 //   same bits on both, for any number of threads. The host keeps the same 128 accumulators, which also vectorizes.
-// - The compiler's own words (__CUDACC__, <<<>>>, __shfl) stand in this file and nowhere else. The rest of the house
-//   asks ULP_GPU (does this build hold GPU code?) and on_device() (am I running there?).
 // - exp_, log_ and tanh_ are ours, because libm and CUDA disagree in the last bit and libm does not vectorize.
 #pragma once
-#include "run/error.h"
-#include <chrono>
+#include "ops/device.cuh"
 #include <cmath>
-#include <cstddef>
-#include <cstdint>
 #include <cstring>
 #include <type_traits>
-#include <map>
-#include <sys/mman.h>
-#include <string>
 #include <utility>
 
-// --- 1. the compiler's words, and ours ---------------------------------------------------------------------------
-#if defined(__CUDACC__)
-#include <cuda_runtime.h>
-#define ULP_GPU 1
-#define HD __host__ __device__
-#define KERNEL __global__
-#ifdef __CUDA_ARCH__
-HD constexpr bool on_device() { return true; }
-__device__ inline int thread_index() { return (int)threadIdx.x; }
-__device__ inline int block_index() { return (int)blockIdx.x; }
-__device__ inline int block_size() { return (int)blockDim.x; }
-template <class T> __device__ inline T shfl_xor(T x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
-__device__ inline void sync_lanes() { __syncwarp(); }
-#else
-HD constexpr bool on_device() { return false; }
-HD inline int thread_index() { return 0; }
-HD inline int block_index() { return 0; }
-HD inline int block_size() { return 1; }
-template <class T> HD inline T shfl_xor(T x, int) { return x; }
-HD inline void sync_lanes() {}
-#endif
-#elif defined(ULP_STANDIN) // tests run the GPU code on the CPU, one fiber or thread per GPU thread
-#define ULP_GPU 1
-#define HD
-#define KERNEL
-bool on_device();
-int thread_index();
-int block_index();
-int block_size();
-float shfl_xor(float x, int mask);
-double shfl_xor(double x, int mask);
-void sync_lanes();
-#else
-#define HD
-constexpr bool on_device() { return false; }
-inline int thread_index() { return 0; }
-template <class T> inline T shfl_xor(T x, int) { return x; }
-inline void sync_lanes() {}
-#endif
-#define INLINE inline __attribute__((always_inline))
-// What the chip converts by itself: FP8 since 8.9; FP6, FP4 and E8M0 on 10.x and 12.x, in targets such as 100f.
-#ifdef __CUDA_ARCH__
-#define ULP_CVT_FP8 (__CUDA_ARCH__ >= 890)
-#ifdef __CUDA_ARCH_FAMILY_SPECIFIC__
-#define ULP_CVT_FP4 (__CUDA_ARCH__ >= 1000)
-#endif
-#endif
-// What nvcc must not see in a function of both machines; captures of lambdas must not depend on it.
-#ifdef __CUDA_ARCH__
-#define ON_HOST(...)
-#else
-#define ON_HOST(...) __VA_ARGS__
-#endif
-// *to = the larger of *to and x, whatever else does the same at the same time. The order changes nothing.
-HD INLINE void atomic_max(int* to, int x) {
-#ifdef __CUDA_ARCH__
-    if (x > *(volatile int*)to) atomicMax(to, x);
-#else
-    int old = __atomic_load_n(to, __ATOMIC_RELAXED);
-    while (x > old && !__atomic_compare_exchange_n(to, &old, x, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
-#endif
-}
-#if defined(__clang__) // before a loop whose iterations do not depend on each other; clang finds out at run time
-#define UNALIASED
-#else
-#define UNALIASED _Pragma("GCC ivdep")
-#endif
-
-// --- 2. numbers --------------------------------------------------------------------------------------------------
+// --- 1. numbers --------------------------------------------------------------------------------------------------
 template <class To, class From> HD INLINE To bits_as(From x) { return __builtin_bit_cast(To, x); }
 
 // BF16: the upper half of an FP32. Round to nearest even; NaN becomes 0x7fff, as on NVIDIA hardware. Branch-free.
@@ -167,7 +91,7 @@ HD INLINE double sqrt_(double x) { return sqrt(x); }
 HD INLINE float fma_(float a, float b, float c) { return fmaf(a, b, c); }
 HD INLINE double fma_(double a, double b, double c) { return fma(a, b, c); }
 
-// --- 3. the lane group -------------------------------------------------------------------------------------------
+// --- 2. the lane group -------------------------------------------------------------------------------------------
 template <class T> struct alignas(4 * sizeof(T)) Pack { T v[4]; };
 template <class... A> HD INLINE bool packable(const A*... a) {
     return ((((uintptr_t)a % sizeof(Pack<A>)) == 0) && ...);
@@ -175,9 +99,9 @@ template <class... A> HD INLINE bool packable(const A*... a) {
 
 template <class T> struct Tail { T v[16]; }; // WIDTH
 
-constexpr int LANES = 32, STRIDE = 4 * LANES; // a group takes 128 elements at a time
-constexpr int WIDTH = 16;                     // of the host's vectors
-constexpr int PANEL = 64;                     // rows that one group sums down before panels are added up
+constexpr int STRIDE = 4 * LANES; // a group takes 128 elements at a time
+constexpr int WIDTH = 16;         // of the host's vectors
+constexpr int PANEL = 64;         // rows that one group sums down before panels are added up
 
 struct Lanes {
     // sum over i < n of f(a[i], b[i], ..). The result is the same bits in every lane and on both machines.
@@ -295,7 +219,7 @@ struct Lanes {
         return x[0];
 #endif
     }
-    HD INLINE static int lane() { return thread_index() % LANES; }
+    HD INLINE static int lane() { return lane_index(); }
 
     template <class Op, class F, class... A>
     HD INLINE real reduce(int n, real zero, Op op, F f, const A*... a) const {
@@ -334,104 +258,7 @@ struct Lanes {
     }
 };
 
-// --- 4. where it runs --------------------------------------------------------------------------------------------
-enum class Kernels { reference, portable, fast }; // row functions only; no special instructions; everything we have
-
-struct Machine {
-    bool gpu = false;
-    Kernels kernels = Kernels::fast;
-    bool profile = false;
-    struct Cost { long calls = 0; double seconds = 0, bytes = 0, flops = 0; };
-    std::map<std::string, Cost> costs; // by op, filled when profiling
-};
-inline Machine machine;
-
-#ifdef __CUDACC__
-KERNEL static void rows_kernel_probe() {}
-#endif
-
-// The first GPU's name, or "" and why there is none to use.
-inline std::string gpu_name(std::string& why_not) {
-#ifdef __CUDACC__
-    cudaDeviceProp card;
-    int cards = 0;
-    cudaError_t e = cudaGetDeviceCount(&cards);
-    if (e == cudaSuccess && cards) e = cudaGetDeviceProperties(&card, 0);
-    if (e == cudaSuccess && cards) {
-        cudaFuncAttributes kernel; // is there code for this card in the binary?
-        e = cudaFuncGetAttributes(&kernel, rows_kernel_probe);
-        if (e == cudaSuccess) return card.name;
-        why_not = format("this build has no code for %s, compute capability %d.%d. hint: make ARCH=%d%d", card.name,
-                         card.major, card.minor, card.major, card.minor);
-    } else why_not = e == cudaSuccess ? "no GPU in this machine" : format("no GPU to use: %s", cudaGetErrorString(e));
-    cudaGetLastError(); // forget it
-#else
-    why_not = "this build has no GPU code. hint: make ARCH=90a, or whatever the card is";
-#endif
-    return "";
-}
-
-#ifdef __CUDACC__
-inline void cuda_check(cudaError_t e, const char* what) {
-    if (e != cudaSuccess) fail("%s: CUDA says %s (%s)", what, cudaGetErrorName(e), cudaGetErrorString(e));
-}
-// The only place that launches. One stream; errors carry the op's name.
-template <class K, class... A>
-void launch(const char* name, K kernel, size_t grid, int block, size_t shared_bytes, A... args) {
-    kernel<<<(unsigned)grid, block, shared_bytes>>>(args...);
-    cuda_check(cudaGetLastError(), name);
-}
-inline void synchronize(const char* what) {
-    if (machine.gpu) cuda_check(cudaDeviceSynchronize(), what);
-}
-#elif defined(ULP_STANDIN)
-template <class K, class... A>
-void launch(const char* name, K kernel, size_t grid, int block, size_t shared_bytes, A... args);
-inline void synchronize(const char*) {}
-#else
-inline void synchronize(const char*) {}
-#endif
-
-// Memory for tensors, zeroed, 256-byte aligned; both machines see it.
-inline char* allocate_zeroed(size_t bytes) {
-    char* p = nullptr;
-#ifdef __CUDACC__
-    if (machine.gpu) {
-        if (cudaMallocManaged(&p, bytes) != cudaSuccess) p = nullptr;
-        else cuda_check(cudaMemset(p, 0, bytes), "clearing memory");
-    } else
-#endif
-    {
-        p = (char*)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (p == MAP_FAILED) p = nullptr; // pages appear when touched, so what is never used costs nothing
-#ifdef MADV_HUGEPAGE
-        else madvise(p, bytes, MADV_HUGEPAGE);
-#endif
-    }
-    if (!p) fail("out of memory: the model needs %.2f GB. hint: a smaller --batch-size or --seq-len", bytes / 1e9);
-    return p;
-}
-inline void release_memory(char* p, size_t bytes) {
-#ifdef __CUDACC__
-    if (machine.gpu) return (void)cudaFree(p);
-#endif
-    if (p) munmap(p, bytes);
-}
-
-// Runs work() and books its time, bytes moved and floating-point operations under `name`.
-template <class Work> void profiled(const char* name, double bytes, double flops, Work work) {
-    if (!machine.profile) return work();
-    synchronize(name);
-    auto start = std::chrono::steady_clock::now();
-    work();
-    synchronize(name);
-    auto& cost = machine.costs[name];
-    cost.calls++;
-    cost.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    cost.bytes += bytes;
-    cost.flops += flops;
-}
-
+// --- 3. launching rows -------------------------------------------------------------------------------------------
 #ifdef ULP_GPU
 template <class F> KERNEL void rows_kernel(int N, F row) {
     int n = (int)(((size_t)block_index() * block_size() + thread_index()) / LANES);

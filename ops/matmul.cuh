@@ -58,7 +58,7 @@ inline Operand codes_of(const uint8_t* codes, Format f, bool along_rows, size_t 
 }
 
 HD INLINE float block_scale(const Operand& o, size_t row, size_t k) {
-    size_t i = row / o.scale_rows * o.ld_scales + k / o.block;
+    size_t i = o.swizzled ? tiled_scale(row, k / o.block, o.ld_scales) : row / o.scale_rows * o.ld_scales + k / o.block;
     if (o.scale_elem == Elem::f32) return ((const float*)o.scales)[i];
     return decode(format_of(o.scale_elem), ((const uint8_t*)o.scales)[i]);
 }

@@ -34,6 +34,7 @@ struct Operand {
     const float* scale_values = nullptr; // of the 256 codes of a byte scale
     int block = 0, scale_rows = 1;       // elements along k (a multiple of 16) and rows (1, or one too) of a scale
     size_t ld_scales = 0;
+    bool swizzled = false; // byte scales lie in cuBLASLt's tiles of 128 rows by 4, ld_scales before padding; not read here
     const float* factor = nullptr; // of the whole operand: the caller folds it into scale_a or scale_b; not read here
     bool exact = true;             // values times scales are; else scales multiply sums of blocks, which is not done here
 };

@@ -122,7 +122,7 @@ static std::vector<Step> train(const Case& c, const std::string& recipe, int cou
         steps[s].loss = gpt_forward(g, c.B, T, 1.0f / (float)N);
         gpt_backward(g, c.B, T, false);
         for_each_param(g, [&](const std::string& name, Param& p) { steps[s].grads[name] = project(p.grad, p.size()); });
-        update(g, s + 1, 1e-3, 0.1, 1.0, gradient_norm(g));
+        gradient_norm(g, 1.0), update(g, s + 1, 1e-3, 0.1);
     }
     release(g);
     return steps;

@@ -129,12 +129,12 @@ TEST_CASE("f64: gelu's gradient is its slope, in place too") {
     for (size_t i = 0; i < n; i++) x[i] = -7 + 14.0 * i / (n - 1);
     x[n / 2] = 0;
     auto loss = [&] {
-        gelu_forward(y.data(), x.data(), n);
+        gelu_forward(y.data(), x.data(), 1, (int)n);
         return dot(y, dy);
     };
     Vector dx(n, NAN), in_place = dy;
-    gelu_backward(dx.data(), dy.data(), x.data(), n);
-    gelu_backward(in_place.data(), in_place.data(), x.data(), n);
+    gelu_backward(dx.data(), dy.data(), x.data(), 1, (int)n);
+    gelu_backward(in_place.data(), in_place.data(), x.data(), 1, (int)n);
     check_same_bits("in place", in_place, dx);
     // 0.134145 and 3 * 0.044715 are rounded to FP32 apart, 2^-24 relative each, and meet x^2 <= 49 in the derivative
     check_gradient("dx", dx.data(), x.data(), n, 4.0 * n, loss, 2 * 0x1p-24 * 0.134145 * 49);

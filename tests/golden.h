@@ -108,8 +108,8 @@ inline void check_trace(const std::string& name, int accum, double loss_error, d
     auto rows = golden.csv(accum == 2 ? "trace-accum2.csv" : "trace.csv");
     REQUIRE(rows.size() == 30);
     for (int step = 0; step < 30; step++) {
-        double loss = golden.backward(step, accum), norm = gradient_norm(golden.g);
-        update(golden.g, step + 1, 1e-3, 0.1, 1.0, norm);
+        double loss = golden.backward(step, accum), norm = gradient_norm(golden.g, 1.0);
+        update(golden.g, step + 1, 1e-3, 0.1);
         INFO(name, ", accum ", accum, ", step ", step + 1, ", kernels ", (int)machine.kernels);
         REQUIRE(std::fabs(loss - rows[step][1]) <= loss_error);
         REQUIRE(std::fabs(norm / rows[step][2] - 1) <= norm_error);

@@ -318,7 +318,7 @@ TEST_CASE(
                 int trained = 4 * (t - 1) + m + 1;
                 expect_casts(trained + 2 * evals, t + evals, trained);
             }
-            update(g, t, 0.05, 0.1, 1, gradient_norm(g)); // far enough for w's amaxes to move
+            gradient_norm(g, 1), update(g, t, 0.05, 0.1); // far enough for w's amaxes to move
             if (t == 2) evaluate(), evaluate();
         }
     }

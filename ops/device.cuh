@@ -1,0 +1,280 @@
+// The seam: the compiler's and CUDA's own words (__CUDACC__, asm, cudaMalloc) stand in this file and nowhere else. The
+// rest of the house asks ULP_GPU (does this build hold GPU code?) and on_device() (am I running there?), writes kernels
+// in the words of section 1, and launches them with launch(). What a reader would get wrong:
+// - There is one path for two GPUs. With -DULP_STANDIN the C++ compiler sees the same kernels and the same calls of the
+//   runtime: <cuda_runtime.h> is then tests/cuda_on_cpu's, which declares what is used here under CUDA's names and runs
+//   kernels thread by thread on the CPU. There stand the twins, in plain C++, of the one-line wrappers of instructions.
+// - Work goes to machine.stream, in order, and the host does not wait for it: synchronize() before it looks.
+// - A warp's words (shfl, vote, ldmatrix, mma, sync_lanes) are for all 32 lanes at once.
+#pragma once
+#include "run/error.h"
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <map>
+#include <string>
+#include <sys/mman.h>
+
+constexpr int LANES = 32;
+
+// --- 1. the compiler's words, and ours ---------------------------------------------------------------------------
+#if defined(__CUDACC__) || defined(ULP_STANDIN)
+#define ULP_GPU 1
+#include <cuda_runtime.h>
+#endif
+#ifdef __CUDACC__
+#define HD __host__ __device__
+#define DEVICE __device__ __forceinline__
+#define KERNEL __global__
+// what can be called on both machines: `gpu` there, `cpu` here
+#ifdef __CUDA_ARCH__
+#define EITHER(gpu, cpu) gpu
+#else
+#define EITHER(gpu, cpu) cpu
+#endif
+HD constexpr bool on_device() { return EITHER(true, false); }
+HD inline int thread_index() { return EITHER((int)threadIdx.x, 0); }
+HD inline int lane_index() { return EITHER((int)threadIdx.x % LANES, 0); } // blocks are whole warps
+HD inline int block_index() { return EITHER((int)blockIdx.x, 0); }
+HD inline int block_size() { return EITHER((int)blockDim.x, 1); }
+HD inline void sync_lanes() { EITHER(__syncwarp(), ); }
+template <class T> HD inline T shfl_xor(T x, int mask) { return EITHER(__shfl_xor_sync(~0u, x, mask), x); }
+template <class T> DEVICE T shfl(T x, int lane) { return __shfl_sync(~0u, x, lane); }
+DEVICE uint32_t vote(bool b) { return __ballot_sync(~0u, b); } // bit l: what lane l says
+DEVICE void sync_threads() { __syncthreads(); }
+// The block's dynamic shared memory, laid out by T, which launch() was given the size of.
+template <class T> DEVICE T& shared_memory() {
+    extern __shared__ __align__(128) char shared_bytes[];
+    return *(T*)shared_bytes;
+}
+DEVICE uint32_t in_shared(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
+// Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8, 16 bytes, aligned.
+// r[i]: of matrix i, elements 2(l % 4) and the next of row l / 4; transposed: of column l / 4.
+DEVICE void ldmatrix(uint32_t (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(in_shared(row)) : "memory");
+}
+DEVICE void ldmatrix_transposed(uint32_t (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(in_shared(row)) : "memory");
+}
+// d (16, 8) += a (16, 16) b (16, 8), BF16 into FP32. With l = 4 g + t, a lane holds of d rows g (d[0], d[1]) and g + 8,
+// columns 2t, 2t+1; of a rows g, g + 8, g, g + 8 at columns 2t.. (a[0], a[1]) and 2t + 8.. (a[2], a[3]); of b column g
+// at rows 2t.. (b0) and 2t + 8.. (b1). The lower half of a word is the lower index.
+DEVICE void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};" : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// 16 bytes from global to shared memory, of which only the first `bytes` are read and the rest are zeros. They are
+// there when this thread has waited for its group, for other threads after a barrier then.
+DEVICE void cp_async(void* to, const void* from, int bytes = 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(in_shared(to)), "l"(from), "r"(bytes)
+                 : "memory");
+}
+DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N> DEVICE void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); } // but N
+DEVICE float exp2_approx(float x) { // relative error below 2^-22; results below 2^-126 are 0
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+DEVICE uint32_t pack_bf16(float low, float high) { // rounded to nearest even
+    uint32_t y;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+#elif defined(ULP_STANDIN)
+#define HD
+#define DEVICE inline
+#define KERNEL
+#include <device_words.h>
+#else
+#define HD
+constexpr bool on_device() { return false; }
+inline int thread_index() { return 0; }
+inline int lane_index() { return 0; }
+template <class T> inline T shfl_xor(T x, int) { return x; }
+inline void sync_lanes() {}
+#endif
+#define INLINE inline __attribute__((always_inline))
+// What the chip converts by itself: FP8 since 8.9; FP6, FP4 and E8M0 on 10.x and 12.x, in targets such as 100f.
+#ifdef __CUDA_ARCH__
+#define ULP_CVT_FP8 (__CUDA_ARCH__ >= 890)
+#ifdef __CUDA_ARCH_FAMILY_SPECIFIC__
+#define ULP_CVT_FP4 (__CUDA_ARCH__ >= 1000)
+#endif
+#endif
+// What nvcc must not see in a function of both machines; captures of lambdas must not depend on it.
+#ifdef __CUDA_ARCH__
+#define ON_HOST(...)
+#else
+#define ON_HOST(...) __VA_ARGS__
+#endif
+// *to = the larger of *to and x, whatever else does the same at the same time. The order changes nothing.
+HD INLINE void atomic_max(int* to, int x) {
+#ifdef __CUDA_ARCH__
+    if (x > *(volatile int*)to) atomicMax(to, x);
+#else
+    int old = __atomic_load_n(to, __ATOMIC_RELAXED);
+    while (x > old && !__atomic_compare_exchange_n(to, &old, x, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+#endif
+}
+#if defined(__clang__) // before a loop whose iterations do not depend on each other; clang finds out at run time
+#define UNALIASED
+#else
+#define UNALIASED _Pragma("GCC ivdep")
+#endif
+
+// --- 2. the machine ----------------------------------------------------------------------------------------------
+enum class Kernels { reference, portable, fast }; // row functions only; no special instructions; everything we have
+
+// How copies of operands lie in memory, which is a matter of the GEMMs that read them.
+struct Layout {
+    int pad = 1;             // rows of codes are as long as the next multiple of so many elements, with zeros
+    bool transposes = false; // codes are contiguous along every contraction; else one copy serves two GEMMs, by strides
+    bool tiled = false;      // byte scales lie as tiled_scale() says
+};
+struct Machine {
+    bool gpu = false;
+    Layout layout;
+    int cc = 0;             // the GPU's family: 80, 89, 90, 100 or 120; 0 on the CPU
+    void* stream = nullptr; // a cudaStream_t
+    bool debug = false;     // wait for every launch, so that an error names its op (DEBUG=1)
+    Kernels kernels = Kernels::fast;
+    bool profile = false;
+    struct Cost { long calls = 0; double seconds = 0, bytes = 0, flops = 0; };
+    std::map<std::string, Cost> costs; // by op, filled when profiling
+};
+inline Machine machine;
+
+struct Card {
+    std::string name;                         // "" if there is none to use
+    int cc = 0, sms = 0;                      // compute capability 9.0 is 90
+    size_t memory_free = 0, memory_total = 0; // bytes
+    double bytes_per_second = 0;              // of its memory, at the clock it names
+};
+
+#ifdef ULP_GPU
+inline void cuda_check(cudaError_t e, const char* what) {
+    if (e != cudaSuccess) fail("%s: CUDA says %s (%s)", what, cudaGetErrorName(e), cudaGetErrorString(e));
+}
+KERNEL static void probe_kernel() {}
+#endif
+
+// The first GPU, or why there is none to use. A chip that nobody has heard of is an error.
+inline Card find_card(std::string& why_not) {
+    Card c;
+#ifdef ULP_GPU
+    cudaDeviceProp p;
+    int cards = 0, kilohertz = 0;
+    cudaError_t e = cudaGetDeviceCount(&cards);
+    if (e == cudaSuccess && cards) e = cudaGetDeviceProperties(&p, 0);
+    if (e != cudaSuccess || !cards) {
+        why_not = e == cudaSuccess ? "no GPU in this machine" : format("no GPU to use: %s", cudaGetErrorString(e));
+        cudaGetLastError(); // forget it
+        return c;
+    }
+    c.cc = p.major * 10 + p.minor;
+    if (!word_in(std::to_string(c.cc), "80 86 87 89 90 100 103 120 121"))
+        fail("%s has compute capability %d.%d, which nothing here was written for. hint: --device cpu", p.name, p.major,
+             p.minor);
+    cudaFuncAttributes kernel; // is there code for this card in the binary?
+    if (cudaFuncGetAttributes(&kernel, probe_kernel) != cudaSuccess) {
+        why_not = format("this build has no code for %s, compute capability %d.%d. hint: make ARCH=%d%s", p.name,
+                         p.major, p.minor, c.cc, c.cc >= 100 ? "f" : c.cc == 90 ? "a" : "");
+        cudaGetLastError();
+        return c;
+    }
+    c.name = p.name, c.sms = p.multiProcessorCount;
+    cuda_check(cudaMemGetInfo(&c.memory_free, &c.memory_total), c.name.c_str());
+    cuda_check(cudaDeviceGetAttribute(&kilohertz, cudaDevAttrMemoryClockRate, 0), c.name.c_str());
+    c.bytes_per_second = 2.0 * kilohertz * 1e3 * p.memoryBusWidth / 8; // two transfers a clock
+#else
+    why_not = "this build has no GPU code. hint: make ARCH=90a, or whatever the card is";
+#endif
+    return c;
+}
+// From now on everything runs on that card.
+inline void use_gpu(const Card& c) {
+    machine.gpu = true, machine.cc = c.cc == 89 ? 89 : c.cc / 10 * 10;
+    machine.layout = {};
+    if (machine.kernels == Kernels::fast) // FP8 tensor cores but those of 10.x read rows of K alone
+        machine.layout = {.pad = 32, .transposes = machine.cc != 100, .tiled = machine.cc >= 100};
+#ifdef ULP_GPU
+    const char* debug = getenv("DEBUG");
+    machine.debug = debug && *debug && std::string(debug) != "0";
+    cudaStream_t s = nullptr; // one of our own, because the default one cannot be captured
+    if (!machine.stream) cuda_check(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking), "stream"), machine.stream = s;
+#endif
+}
+
+inline void synchronize([[maybe_unused]] const char* what) {
+#ifdef ULP_GPU
+    if (machine.gpu) cuda_check(cudaDeviceSynchronize(), what);
+#endif
+}
+#ifdef ULP_GPU
+// The only place that launches; errors carry the op's name.
+template <class... P, class... A>
+void launch(const char* name, void (*kernel)(P...), size_t grid, int block, size_t shared_bytes, A... args) {
+    if (shared_bytes > 48 * 1024) // more has to be asked for
+        cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes), name);
+    cudaLaunchConfig_t c = {};
+    c.gridDim = dim3((unsigned)grid), c.blockDim = dim3(block), c.dynamicSmemBytes = shared_bytes;
+    c.stream = (cudaStream_t)machine.stream;
+    cuda_check(cudaLaunchKernelEx(&c, kernel, args...), name);
+    if (machine.debug) synchronize(name);
+}
+#endif
+
+// Bytes that are free for tensors; the CPU's pages appear when they are touched.
+inline size_t memory_room() {
+    size_t free = SIZE_MAX;
+#ifdef ULP_GPU
+    size_t total;
+    if (machine.gpu) cuda_check(cudaMemGetInfo(&free, &total), "free memory");
+#endif
+    return free;
+}
+// Memory for tensors, zeroed, 256-byte aligned; both machines see it.
+inline char* allocate_zeroed(size_t bytes) {
+    char* p = nullptr;
+#ifdef ULP_GPU
+    if (machine.gpu) {
+        if (cudaMallocManaged(&p, bytes) != cudaSuccess) p = nullptr, cudaGetLastError();
+        else cuda_check(cudaMemsetAsync(p, 0, bytes, (cudaStream_t)machine.stream), "clearing memory");
+        synchronize("clearing memory");
+    } else
+#endif
+    {
+        p = (char*)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED) p = nullptr; // pages appear when touched, so what is never used costs nothing
+#ifdef MADV_HUGEPAGE
+        else madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+    }
+    if (!p) fail("out of memory: the model needs %.2f GB. hint: a smaller --batch-size or --seq-len", bytes / 1e9);
+    return p;
+}
+inline void release_memory(char* p, [[maybe_unused]] size_t bytes) {
+#ifdef ULP_GPU
+    if (machine.gpu) return (void)cudaFree(p);
+#endif
+    if (p) munmap(p, bytes);
+}
+
+// Runs work() and books its time, bytes moved and floating-point operations under `name`.
+template <class Work> void profiled(const char* name, double bytes, double flops, Work work) {
+    if (!machine.profile) return work();
+    synchronize(name);
+    auto start = std::chrono::steady_clock::now();
+    work();
+    synchronize(name);
+    auto& cost = machine.costs[name];
+    cost.calls++;
+    cost.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    cost.bytes += bytes;
+    cost.flops += flops;
+}
