@@ -4,7 +4,7 @@
 
 // A launch takes the tensor in pieces of this many elements.
 constexpr int PIECE = 4096;
-inline size_t pieces(size_t n) { return (n + PIECE - 1) / PIECE; }
+HD inline size_t pieces(size_t n) { return (n + PIECE - 1) / PIECE; }
 HD inline int piece_size(size_t n, int i) {
     size_t left = n - (size_t)i * PIECE;
     return left < PIECE ? (int)left : PIECE;
