@@ -290,7 +290,7 @@ inline void plan_copies(GPT& g) {
 inline size_t partial_size(int N, int C) { return (size_t)panels(N) * 4 * std::max(C, PANEL); }
 inline void plan(GPT& g) { // runs twice, see Arena
     auto [L, NH, C, maxT, V] = g.config;
-    size_t N = (size_t)g.B * g.T, c = C, v = V, heads = (size_t)g.B * NH;
+    size_t N = (size_t)g.B * g.T, c = C, v = V;
     bool train = g.use != Use::inference;
     Arena& a = g.arena;
     for_each_param(g, [&](const std::string&, Param& p) { a.take(p.w, "master weights", p.size()); });
@@ -341,7 +341,7 @@ inline void plan(GPT& g) { // runs twice, see Arena
         for_each_param(g, [&](const std::string&, Param& p) { squares += pieces(p.size()); });
         a.take(g.squares, scratch, squares), a.take(g.norm_parts, scratch, pieces(squares));
     }
-    size_t square = attention_needs_scratch() ? heads * g.T * g.T : 0;
+    size_t square = attention_scratch({g.B, g.T, NH, C / NH}, !train);
     a.take(g.scratch.s, scratch, square), a.take(g.scratch.p, scratch, square);
     if (train) a.take(g.scratch.dp, scratch, square), a.take(g.scratch.ds, scratch, square);
 }

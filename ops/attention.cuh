@@ -7,28 +7,15 @@
 //   query's sums run over its keys in the same order with or without a cache, so it finds the same o.
 // - The CPU's twin goes head by head in tiles of 64 queries through the packed GEMM. Its sums run in the same order and
 //   what it adds beyond the diagonal is zero, so with --kernels portable the bits are the same (tested); with AMX the
-//   products differ by the bound in matmul_cpu.h.
+//   products differ by the bound in matmul_cpu.h. The GPU's twin is flash.cuh.
 #pragma once
+#include "ops/flash.cuh"
+#include "ops/heads.cuh"
 #include "ops/matmul.cuh"
 #include <algorithm>
 #include <vector>
 
-struct Heads {
-    int B, T, NH, HS;
-    int past = 0; // tokens before the T queries; their keys and values are there too
-    HD int keys() const { return past + T; }
-    HD size_t C() const { return (size_t)NH * HS; }
-    HD size_t rows() const { return (size_t)B * NH * T; } // one per (b, h, t), in that order
-    HD real scale() const { return 1 / sqrt_((real)HS); }
-    // where things of head h begin: qkv (B, T, 3C) holds q, k, v of each token, each (NH, HS); o (B, T, C)
-    struct Row { size_t b, h, t; };
-    HD Row row(size_t n) const { return {n / T / NH, n / T % NH, n % T}; }
-    HD size_t q(Row r) const { return (r.b * T + r.t) * 3 * C() + r.h * HS; }
-    HD size_t k(Row r) const { return q(r) + C(); }
-    HD size_t v(Row r) const { return q(r) + 2 * C(); }
-    HD size_t o(Row r) const { return (r.b * T + r.t) * C() + r.h * HS; }
-};
-struct AttentionScratch { // B * NH * T * (past + T) elements each; none for the CPU's twin
+struct AttentionScratch { // attention_scratch() elements each
     real *s, *dp;
     act *p, *ds;
 };
@@ -174,7 +161,11 @@ inline void attention_backward_head(act* dqkv, const act* dout, const act* qkv, 
 }
 
 // --- launchers ---------------------------------------------------------------------------------------------------
-inline bool attention_needs_scratch() { return machine.gpu || machine.kernels == Kernels::reference; }
+// Elements that each array of the scratch has to hold. cached: forward only, of one window, with a cache
+inline size_t attention_scratch(Heads d, bool cached = false) {
+    if (!machine.gpu && machine.kernels != Kernels::reference) return 0;
+    return !flash_serves(d) ? d.rows() * d.keys() : cached ? (size_t)d.NH * d.T * d.keys() : d.rows();
+}
 template <class Head> void for_heads(const char* name, double bytes, double flops, Heads d, Head head) {
     profiled(name, bytes, flops, [&] {
 #pragma omp parallel for schedule(dynamic)
@@ -186,13 +177,19 @@ template <class KV>
 void attention_forward(act* o, real* lse, const act* qkv, KeyValues<KV> kv, AttentionScratch scratch, Heads d) {
     double C = d.C(), bytes = 2.0 * d.B * (d.T * C * sizeof(act) + d.keys() * C * sizeof(KV));
     double flops = 2.0 * d.B * d.T * (2 * d.past + d.T + 1) * C;
-    if (attention_needs_scratch())
+    if (machine.gpu || machine.kernels == Kernels::reference)
         return for_rows("attention", bytes, d.rows(), [=] HD(Lanes g, int n) {
             attention_row(g, o, lse, qkv, kv, scratch, d, n);
         }, flops);
     for_heads("attention", bytes, flops, d, [=](int b, int h) { attention_forward_head(o, lse, qkv, kv, d, b, h); });
 }
 inline void attention_forward(act* o, real* lse, const act* qkv, AttentionScratch scratch, Heads d) {
+#ifdef ULP_GPU
+    if constexpr (std::is_same_v<act, bf16>)
+        if (flash_serves(d) && flash_aligned(o, qkv))
+            return profiled("attention", 4.0 * d.rows() * d.HS * sizeof(act), 2.0 * d.rows() * (d.T + 1) * d.HS,
+                            [&] { flash_forward(o, lse, qkv, d); });
+#endif
     KeyValues<act> kv = {qkv + d.C(), qkv + 2 * d.C(), 3 * d.C(), (size_t)d.HS, d.T * 3 * d.C()};
     attention_forward(o, lse, qkv, kv, scratch, d);
 }
@@ -200,7 +197,13 @@ inline void attention_forward(act* o, real* lse, const act* qkv, AttentionScratc
 inline void attention_backward(act* dqkv, const act* dout, const act* qkv, const act* o, const real* lse,
                                AttentionScratch scratch, Heads d) {
     double bytes = 8.0 * d.B * d.T * d.C() * sizeof(act), flops = 5.0 * d.B * d.T * (d.T + 1) * d.C();
-    if (attention_needs_scratch()) {
+#ifdef ULP_GPU
+    if constexpr (std::is_same_v<act, bf16>)
+        if (flash_serves(d) && flash_aligned(dqkv, dout, qkv, o))
+            return profiled("attention_backward", bytes, flops,
+                            [&] { flash_backward(dqkv, scratch.s, dout, qkv, o, lse, d); });
+#endif
+    if (machine.gpu || machine.kernels == Kernels::reference) {
         for_rows("attention_backward", bytes, d.rows(), [=] HD(Lanes g, int n) {
             attention_backward_query(g, dqkv, dout, qkv, o, lse, scratch, d, n);
         }, flops * 3 / 5);

@@ -27,6 +27,8 @@ constexpr int LANES = 32;
 #define HD __host__ __device__
 #define DEVICE __device__ __forceinline__
 #define KERNEL __global__
+#define BOUNDS(threads, blocks) __launch_bounds__(threads, blocks) // of a block; that a multiprocessor should hold
+#define UNROLL _Pragma("unroll")
 // what can be called on both machines: `gpu` there, `cpu` here
 #ifdef __CUDA_ARCH__
 #define EITHER(gpu, cpu) gpu
@@ -63,15 +65,19 @@ DEVICE void ldmatrix_transposed(uint32_t (&r)[4], const void* row) {
 // columns 2t, 2t+1; of a rows g, g + 8, g, g + 8 at columns 2t.. (a[0], a[1]) and 2t + 8.. (a[2], a[3]); of b column g
 // at rows 2t.. (b0) and 2t + 8.. (b1). The lower half of a word is the lower index.
 DEVICE void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};" : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};" : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-// 16 bytes from global to shared memory, of which only the first `bytes` are read and the rest are zeros. They are
-// there when this thread has waited for its group, for other threads after a barrier then.
-DEVICE void cp_async(void* to, const void* from, int bytes = 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(in_shared(to)), "l"(from), "r"(bytes)
-                 : "memory");
+// N bytes, 16 or 4, from global to shared memory, of which only the first `bytes` are read and the rest are zeros. They
+// are there when this thread has waited for its group, for other threads after a barrier then.
+template <int N = 16> DEVICE void cp_async(void* to, const void* from, int bytes = N) {
+    if constexpr (N == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(in_shared(to)), "l"(from), "r"(bytes)
+                     : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(in_shared(to)), "l"(from), "n"(N), "r"(bytes)
+                     : "memory");
 }
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> DEVICE void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); } // but N
@@ -89,6 +95,8 @@ DEVICE uint32_t pack_bf16(float low, float high) { // rounded to nearest even
 #define HD
 #define DEVICE inline
 #define KERNEL
+#define BOUNDS(threads, blocks)
+#define UNROLL
 #include <device_words.h>
 #else
 #define HD

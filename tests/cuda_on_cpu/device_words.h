@@ -85,7 +85,8 @@ template <class T> T& shared_memory() { return *(T*)shared_bytes_of_block(sizeof
 void ldmatrix(uint32_t (&r)[4], const void* row, HERE);
 void ldmatrix_transposed(uint32_t (&r)[4], const void* row, HERE);
 void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, HERE);
-void cp_async(void* to, const void* from, int bytes = 16);
+void copy_later(void* to, const void* from, int bytes, int size);
+template <int N = 16> void cp_async(void* to, const void* from, int bytes = N) { copy_later(to, from, bytes, N); }
 void cp_async_commit();
 void cp_async_wait_but(int groups);
 template <int N> void cp_async_wait() { cp_async_wait_but(N); }

@@ -85,7 +85,7 @@ struct Fiber {
     struct Copy {
         void* to;
         const void* from;
-        int bytes;
+        int bytes, size;
     };
     std::vector<Copy> open;               // copies not committed yet
     std::deque<std::vector<Copy>> groups; // committed, not waited for
@@ -356,12 +356,12 @@ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint3
     meet_warp({"mma", 0, at, multiply}, &o);
     memcpy(d, o.d, sizeof d);
 }
-void cp_async(void* to, const void* from, int bytes) {
-    check_shared(to, 16, 16, "cp_async");
-    if ((uintptr_t)from % 16) fail("cp_async: the source is not aligned to 16 bytes");
-    if (bytes < 0 || bytes > 16) fail("cp_async: %d bytes of 16", bytes);
-    memset(to, 0xff, 16);
-    this_fiber->open.push_back({to, from, bytes});
+void copy_later(void* to, const void* from, int bytes, int size) {
+    check_shared(to, size, size, "cp_async");
+    if ((uintptr_t)from % size) fail("cp_async: the source is not aligned to %d bytes", size);
+    if (bytes < 0 || bytes > size) fail("cp_async: %d bytes of %d", bytes, size);
+    memset(to, 0xff, size);
+    this_fiber->open.push_back({to, from, bytes, size});
 }
 void cp_async_commit() {
     this_fiber->groups.push_back(std::move(this_fiber->open));
@@ -370,7 +370,7 @@ void cp_async_commit() {
 void cp_async_wait_but(int groups) {
     for (auto& g = this_fiber->groups; (int)g.size() > groups; g.pop_front())
         for (const Fiber::Copy& c : g.front()) {
-            memset(c.to, 0, 16);
+            memset(c.to, 0, c.size);
             memcpy(c.to, c.from, c.bytes);
         }
 }

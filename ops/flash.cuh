@@ -1,0 +1,374 @@
+// Flash attention (Dao et al. 2022, Dao 2023): the definition in attention.cuh, tile by tile, so that S, P and dS never
+// leave the registers. BF16 on tensor cores by mma.sync, FP32 sums, sm_80 and up. A block takes 128 rows of one head, a
+// warp 32 of them (16 in the backward pass of large heads), and every fragment of the other operand that it loads serves
+// all of its rows: with 16 rows an H100's shared memory would be the limit.
+// - One barrier per tile: what it waits for is there for all, and the other buffer, of the tile before, has been read
+//   by all, so that the next copies may start.
+// - P is exp2(S c - top c), of the largest score so far, rounded to BF16 before it meets v and divided by its sum at the
+//   end; the definition rounds after dividing. The relative error is the same.
+// - Backward: two kernels, by queries (S, dP, dq) and by keys (S, dP, dv, dk). They multiply 7 times where one kernel
+//   multiplies 5 times; but that one has to add dq up across blocks: by atomics, which is not deterministic, or from
+//   (T, T) numbers written and read, 4 bytes for 4 * 5 HS operations, as long again as all its products on an H100 at
+//   HS 64. Here the traffic is that of q, k, v, o and do. S comes out transposed in the kernel by keys, so that in both
+//   P and dS are left operands as they lie in the registers.
+// - Rows beyond T and columns beyond the head's size are zeros in shared memory. Keys beyond T are later than any query.
+// - Heads are taken in groups whose k and v fit the L2 cache; in a group, tiles with most work go first.
+#pragma once
+#include "ops/heads.cuh"
+
+// Rows have to be whole 16-byte chunks.
+inline bool flash_serves(Heads d) {
+    return std::is_same_v<act, bf16> && machine.gpu && machine.kernels == Kernels::fast && d.past == 0 &&
+           d.HS % 8 == 0 && d.HS <= 128;
+}
+template <class... A> bool flash_aligned(const A*... a) { return (((uintptr_t)a % 16 == 0) && ...); }
+
+#ifdef ULP_GPU
+struct alignas(16) Chunk {
+    bf16 x[8];
+};
+// ROWS rows of HS numbers in shared memory. Chunks of 16 bytes are permuted within a row, so that the same chunk of
+// eight neighbouring rows lies in different banks.
+template <int ROWS, int HS> struct Tile {
+    static constexpr int MASK = HS % 64 ? 3 : 7; // of the bits of a chunk's number that are permuted
+    alignas(128) bf16 x[ROWS * HS];
+    DEVICE static int offset(int row, int chunk) { return row * HS + (chunk ^ ((MASK == 7 ? row : row / 2) & MASK)) * 8; }
+    // `rows` (a multiple of 8) below and `chunks` (an even number) after a place in chunk 0 or 1
+    DEVICE const bf16* after(int offset, int rows, int chunks) const {
+        return x + (offset ^ (chunks & MASK) * 8) + rows * HS + (chunks & ~MASK) * 8;
+    }
+    // from rows in global memory, `there` of them, of hs numbers; the rest becomes zeros
+    template <int THREADS> DEVICE void copy(const bf16* from, size_t ld, int there, int hs) {
+        constexpr int ACROSS = HS <= 32 ? 4 : HS <= 64 ? 8 : 16, DOWN = THREADS / ACROSS;
+        int row0 = thread_index() / ACROSS, chunk = thread_index() % ACROSS;
+        const bf16* mine = from + row0 * ld + chunk * 8;
+        if (chunk < HS / 8)
+            UNROLL for (int i = 0; i < ROWS / DOWN; i++) {
+                int row = row0 + i * DOWN;
+                bool real = row < there && chunk * 8 < hs;
+                cp_async(x + offset(row, chunk), real ? mine + i * DOWN * ld : from, real ? 16 : 0);
+            }
+    }
+    // A warp's rows of sums times factor(m, half), for row 16 m + 8 half + lane / 4, go through its rows of this tile to
+    // global memory.
+    template <int MT, class F>
+    DEVICE void store(bf16* to, size_t ld, int there, int hs, int row0, const float (&sums)[MT][HS / 8][4], F factor) {
+        int g = lane_index() / 4, t = lane_index() % 4;
+        sync_lanes(); // all lanes have read what was there
+        UNROLL for (int m = 0; m < MT; m++)
+            UNROLL for (int half = 0; half < 2; half++)
+                UNROLL for (int n = 0; n < HS / 8; n++) {
+                    const float *s = sums[m][n] + half * 2, f = factor(m, half);
+                    *(uint32_t*)(x + offset(row0 + m * 16 + half * 8 + g, n) + 2 * t) = pack_bf16(s[0] * f, s[1] * f);
+                }
+        sync_lanes();
+        for (int i = lane_index(); i < MT * 16 * HS / 8; i += LANES) {
+            int row = row0 + i / (HS / 8), chunk = i % (HS / 8);
+            if (row < there && chunk * 8 < hs) *(Chunk*)(to + row * ld + chunk * 8) = *(const Chunk*)(x + offset(row, chunk));
+        }
+    }
+};
+// The left operand of a product over k: 16 MT rows, from registers or from rows of a tile.
+template <int MT, int HS> struct Held {
+    uint32_t r[HS / 16][MT][4];
+    DEVICE void get(uint32_t (&f)[MT][4], int k) const {
+        UNROLL for (int m = 0; m < MT; m++)
+            UNROLL for (int i = 0; i < 4; i++) f[m][i] = r[k][m][i];
+    }
+};
+template <int MT, int ROWS, int HS> struct Lying {
+    Tile<ROWS, HS>& tile;
+    int row0;
+    DEVICE void get(uint32_t (&f)[MT][4], int k) const {
+        int mine = tile.offset(row0 + lane_index() % 16, lane_index() / 16);
+        UNROLL for (int m = 0; m < MT; m++) ldmatrix(f[m], tile.after(mine, m * 16, 2 * k));
+    }
+};
+template <int MT, int ROWS, int HS> DEVICE void hold(Held<MT, HS>& held, Tile<ROWS, HS>& tile, int row0) {
+    UNROLL for (int k = 0; k < HS / 16; k++) Lying<MT, ROWS, HS>{tile, row0}.get(held.r[k], k);
+}
+// sums (16 MT, 8 NT) += a (16 MT, HS) times the 8 NT rows of b from row0 on, transposed
+template <int MT, int NT, int ROWS, int HS, class A>
+DEVICE void multiply_by_rows(float (&sums)[MT][NT][4], const A& a, Tile<ROWS, HS>& b, int row0) {
+    int l = lane_index(), mine = b.offset(row0 + l % 8 + l / 16 * 8, l / 8 % 2);
+    UNROLL for (int k = 0; k < HS / 16; k++) {
+        uint32_t fa[MT][4], fb[4];
+        a.get(fa, k);
+        UNROLL for (int n = 0; n < NT; n += 2) {
+            ldmatrix(fb, b.after(mine, n * 8, 2 * k));
+            UNROLL for (int m = 0; m < MT; m++) {
+                mma_m16n8k16_bf16(sums[m][n], fa[m], fb[0], fb[1]);
+                mma_m16n8k16_bf16(sums[m][n + 1], fa[m], fb[2], fb[3]);
+            }
+        }
+    }
+}
+// sums (16 MT, HS) += a (16 MT, 8 NT), rounded to BF16, times the 8 NT rows of b from row0 on
+template <int MT, int NT, int ROWS, int HS>
+DEVICE void multiply_by_columns(float (&sums)[MT][HS / 8][4], const float (&a)[MT][NT][4], Tile<ROWS, HS>& b, int row0) {
+    int mine = b.offset(row0 + lane_index() % 16, lane_index() / 16);
+    UNROLL for (int k = 0; k < NT; k += 2) {
+        uint32_t fa[MT][4], fb[4];
+        UNROLL for (int m = 0; m < MT; m++) // where sums of a product lie is where a left operand is expected
+            UNROLL for (int i = 0; i < 4; i++) fa[m][i] = pack_bf16(a[m][k + i / 2][i % 2 * 2], a[m][k + i / 2][i % 2 * 2 + 1]);
+        UNROLL for (int n = 0; n < HS / 8; n += 2) {
+            ldmatrix_transposed(fb, b.after(mine, k * 8, n));
+            UNROLL for (int m = 0; m < MT; m++) {
+                mma_m16n8k16_bf16(sums[m][n], fa[m], fb[0], fb[1]);
+                mma_m16n8k16_bf16(sums[m][n + 1], fa[m], fb[2], fb[3]);
+            }
+        }
+    }
+}
+template <int MT, int NT, class F> DEVICE void fill(float (&x)[MT][NT][4], F f) { // f(m, n, i)
+    UNROLL for (int m = 0; m < MT; m++)
+        UNROLL for (int n = 0; n < NT; n++)
+            UNROLL for (int i = 0; i < 4; i++) x[m][n][i] = f(m, n, i);
+}
+
+constexpr int ROWS = 128; // of a block
+constexpr float LOG2E = 1.44269504f;
+// Which rows of which head block i takes.
+struct FlashBlock {
+    Heads::Row row; // the first one
+    int tile;       // the how manieth, by work
+};
+struct FlashGrid {
+    int heads, tiles, group;
+    DEVICE FlashBlock block(Heads d, bool last_first) const {
+        int i = block_index(), from = i / (group * tiles) * group, n = heads - from < group ? heads - from : group;
+        int head = from + (i - from * tiles) % n, tile = (i - from * tiles) / n;
+        if (last_first) tile = tiles - 1 - tile;
+        return {{(size_t)(head / d.NH), (size_t)(head % d.NH), (size_t)tile * ROWS}, tile};
+    }
+};
+
+template <int HS> struct ForwardTiles {
+    static constexpr int KEYS = 64, PART = HS <= 64 ? 64 : 32;
+    Tile<ROWS, HS> q;
+    Tile<KEYS, HS> k[2], v[2];
+};
+template <int HS> KERNEL BOUNDS(128, HS <= 64 ? 2 : 1) void flash_forward_kernel(bf16* o, float* lse, const bf16* qkv,
+                                                                               Heads d, FlashGrid grid) {
+    constexpr int MT = 2, KEYS = ForwardTiles<HS>::KEYS, PART = ForwardTiles<HS>::PART, THREADS = 128;
+    auto& s = shared_memory<ForwardTiles<HS>>();
+    Heads::Row row = grid.block(d, true).row, key0 = {row.b, row.h, 0};
+    const int q0 = (int)row.t, row0 = thread_index() / LANES * MT * 16, first = q0 + row0; // query of this warp
+    const int g = lane_index() / 4, t = lane_index() % 4, there = d.T - q0, keys = there < ROWS ? d.T : q0 + ROWS;
+    const size_t ld = 3 * d.C();
+    const float c = d.scale() * LOG2E;
+    const bf16 *k = qkv + d.k(key0), *v = qkv + d.v(key0);
+
+    s.q.template copy<THREADS>(qkv + d.q(row), ld, there, d.HS);
+    s.k[0].template copy<THREADS>(k, ld, keys, d.HS), s.v[0].template copy<THREADS>(v, ld, keys, d.HS);
+    cp_async_commit();
+    Held<MT, HS> q;
+    float sums[MT][HS / 8][4] = {}, top[MT][2], sum[MT][2] = {};
+    for (auto& two : top) two[0] = two[1] = -INFINITY;
+    for (int k0 = 0, buffer = 0; k0 < keys; k0 += KEYS, buffer ^= 1) {
+        cp_async_wait<0>();
+        sync_threads();
+        if (k0 + KEYS < keys) {
+            size_t next = (size_t)(k0 + KEYS) * ld;
+            s.k[buffer ^ 1].template copy<THREADS>(k + next, ld, keys - k0 - KEYS, d.HS);
+            s.v[buffer ^ 1].template copy<THREADS>(v + next, ld, keys - k0 - KEYS, d.HS);
+            cp_async_commit();
+        }
+        if constexpr (HS <= 64)
+            if (k0 == 0) hold(q, s.q, row0);
+        for (int from = 0; from < KEYS && k0 + from < first + MT * 16; from += PART) { // later keys are for other warps
+        float p[MT][PART / 8][4] = {};
+        if constexpr (HS <= 64) multiply_by_rows(p, q, s.k[buffer], from);
+        else multiply_by_rows(p, Lying<MT, ROWS, HS>{s.q, row0}, s.k[buffer], from);
+        if (k0 + from + PART - 1 > first)
+            UNROLL for (int m = 0; m < MT; m++)
+                UNROLL for (int n = 0; n < PART / 8; n++)
+                    UNROLL for (int i = 0; i < 4; i++)
+                        if (k0 + from + n * 8 + 2 * t + i % 2 > first + m * 16 + i / 2 * 8 + g) p[m][n][i] = -INFINITY;
+        UNROLL for (int m = 0; m < MT; m++)
+            UNROLL for (int half = 0; half < 2; half++) {
+                float most = top[m][half], part = 0;
+                UNROLL for (int n = 0; n < PART / 8; n++)
+                    most = fmaxf(most, fmaxf(p[m][n][half * 2], p[m][n][half * 2 + 1]));
+                most = fmaxf(most, shfl_xor(most, 1)), most = fmaxf(most, shfl_xor(most, 2));
+                float shrink = exp2_approx((top[m][half] - most) * c);
+                UNROLL for (int n = 0; n < PART / 8; n++)
+                    UNROLL for (int i = half * 2; i < half * 2 + 2; i++)
+                        p[m][n][i] = exp2_approx(fmaf(p[m][n][i], c, -most * c)), part += p[m][n][i];
+                UNROLL for (int n = 0; n < HS / 8; n++)
+                    UNROLL for (int i = half * 2; i < half * 2 + 2; i++) sums[m][n][i] *= shrink;
+                sum[m][half] = fmaf(sum[m][half], shrink, part), top[m][half] = most;
+            }
+        multiply_by_columns(sums, p, s.v[buffer], from);
+        }
+    }
+    UNROLL for (int m = 0; m < MT; m++)
+        UNROLL for (int half = 0; half < 2; half++) {
+            float& all = sum[m][half];
+            all += shfl_xor(all, 1), all += shfl_xor(all, 2);
+            int r = row0 + m * 16 + half * 8 + g;
+            if (t == 0 && r < there)
+                lse[(row.b * d.NH + row.h) * d.T + q0 + r] = top[m][half] * d.scale() + log_(all);
+            all = 1 / all;
+        }
+    s.q.store(o + d.o(row), d.C(), there, d.HS, row0, sums, [&](int m, int half) { return sum[m][half]; });
+}
+
+template <int HS> struct QueryTiles {
+    static constexpr int MT = HS <= 64 ? 2 : 1, THREADS = ROWS / MT * 2, KEYS = HS <= 64 ? 64 : 32;
+    Tile<ROWS, HS> q, dout;
+    Tile<KEYS, HS> k[2], v[2];
+};
+// dq, and D = do . o of each query for the kernel by keys
+template <int HS> KERNEL BOUNDS(QueryTiles<HS>::THREADS, HS <= 64 ? 2 : 1) void flash_backward_queries_kernel(
+    bf16* dqkv, float* D, const bf16* dout, const bf16* qkv, const bf16* o, const float* lse, Heads d, FlashGrid grid) {
+    using Tiles = QueryTiles<HS>;
+    constexpr int MT = Tiles::MT, KEYS = Tiles::KEYS, THREADS = Tiles::THREADS;
+    auto& s = shared_memory<Tiles>();
+    Heads::Row row = grid.block(d, true).row, key0 = {row.b, row.h, 0};
+    const int q0 = (int)row.t, row0 = thread_index() / LANES * MT * 16, first = q0 + row0;
+    const int g = lane_index() / 4, t = lane_index() % 4, there = d.T - q0, keys = there < ROWS ? d.T : q0 + ROWS;
+    const size_t ld = 3 * d.C(), at = (row.b * d.NH + row.h) * d.T + q0;
+    const float c = d.scale() * LOG2E;
+    const bf16 *k = qkv + d.k(key0), *v = qkv + d.v(key0);
+
+    s.q.template copy<THREADS>(qkv + d.q(row), ld, there, d.HS);
+    s.dout.template copy<THREADS>(dout + d.o(row), d.C(), there, d.HS);
+    s.k[0].template copy<THREADS>(k, ld, keys, d.HS), s.v[0].template copy<THREADS>(v, ld, keys, d.HS);
+    cp_async_commit();
+    float minus_D[MT][2], minus_lse[MT][2];
+    UNROLL for (int m = 0; m < MT; m++)
+        UNROLL for (int half = 0; half < 2; half++) {
+            int r = row0 + m * 16 + half * 8 + g;
+            float dot = 0;
+            for (int chunk = t; chunk * 8 < d.HS && r < there; chunk += 4) {
+                size_t i = d.o(row) + r * d.C() + chunk * 8;
+                Chunk a = *(const Chunk*)(dout + i), b = *(const Chunk*)(o + i);
+                UNROLL for (int j = 0; j < 8; j++) dot = fmaf((float)a.x[j], (float)b.x[j], dot);
+            }
+            dot += shfl_xor(dot, 1), dot += shfl_xor(dot, 2);
+            if (t == 0 && r < there) D[at + r] = dot;
+            minus_D[m][half] = -dot, minus_lse[m][half] = r < there ? -lse[at + r] * LOG2E : 0;
+        }
+    Held<MT, HS> q, dy;
+    float dq[MT][HS / 8][4] = {};
+    for (int k0 = 0, buffer = 0; k0 < keys; k0 += KEYS, buffer ^= 1) {
+        cp_async_wait<0>();
+        sync_threads();
+        if (k0 == 0) hold(q, s.q, row0), hold(dy, s.dout, row0);
+        if (k0 + KEYS < keys) {
+            size_t next = (size_t)(k0 + KEYS) * ld;
+            s.k[buffer ^ 1].template copy<THREADS>(k + next, ld, keys - k0 - KEYS, d.HS);
+            s.v[buffer ^ 1].template copy<THREADS>(v + next, ld, keys - k0 - KEYS, d.HS);
+            cp_async_commit();
+        }
+        for (int from = 0; from < KEYS && k0 + from < first + MT * 16; from += 32) {
+            float p[MT][4][4] = {}, dp[MT][4][4];
+            fill(dp, [&](int m, int, int i) { return minus_D[m][i / 2]; });
+            multiply_by_rows(p, q, s.k[buffer], from);
+            multiply_by_rows(dp, dy, s.v[buffer], from);
+            bool masked = k0 + from + 31 > first;
+            fill(p, [&](int m, int n, int i) {
+                bool later = k0 + from + n * 8 + 2 * t + i % 2 > first + m * 16 + i / 2 * 8 + g;
+                float e = exp2_approx(fmaf(p[m][n][i], c, minus_lse[m][i / 2]));
+                return masked && later ? 0 : e * dp[m][n][i];
+            });
+            multiply_by_columns(dq, p, s.k[buffer], from);
+        }
+    }
+    const float scale = d.scale(); // of dS, left out before
+    s.q.store(dqkv + d.q(row), ld, there, d.HS, row0, dq, [=](int, int) { return scale; });
+}
+
+template <int HS> struct KeyTiles {
+    static constexpr int MT = HS <= 64 ? 2 : 1, THREADS = ROWS / MT * 2, QUERIES = HS <= 64 ? 64 : 32;
+    Tile<ROWS, HS> k, v;
+    Tile<QUERIES, HS> q[2], dout[2];
+    float lse[2][QUERIES], D[2][QUERIES];
+};
+template <int HS> KERNEL BOUNDS(KeyTiles<HS>::THREADS, HS <= 64 ? 2 : 1) void flash_backward_keys_kernel(
+    bf16* dqkv, const bf16* dout, const bf16* qkv, const float* lse, const float* D, Heads d, FlashGrid grid) {
+    using Tiles = KeyTiles<HS>;
+    constexpr int MT = Tiles::MT, QUERIES = Tiles::QUERIES, THREADS = Tiles::THREADS;
+    auto& s = shared_memory<Tiles>();
+    Heads::Row row = grid.block(d, false).row;
+    const int j0 = (int)row.t, row0 = thread_index() / LANES * MT * 16, first = j0 + row0; // key of this warp
+    const int g = lane_index() / 4, t = lane_index() % 4, there = d.T - j0;
+    const size_t ld = 3 * d.C(), at = (row.b * d.NH + row.h) * d.T;
+    const float c = d.scale() * LOG2E;
+
+    auto copy_queries = [&](int buffer, int q0) {
+        Heads::Row r = {row.b, row.h, (size_t)q0};
+        s.q[buffer].template copy<THREADS>(qkv + d.q(r), ld, d.T - q0, d.HS);
+        s.dout[buffer].template copy<THREADS>(dout + d.o(r), d.C(), d.T - q0, d.HS);
+        if (int i = thread_index(); i < QUERIES) {
+            size_t n = at + (q0 + i < d.T ? q0 + i : 0);
+            int bytes = q0 + i < d.T ? 4 : 0;
+            cp_async<4>(&s.lse[buffer][i], lse + n, bytes), cp_async<4>(&s.D[buffer][i], D + n, bytes);
+        }
+        cp_async_commit();
+    };
+    s.k.template copy<THREADS>(qkv + d.k(row), ld, there, d.HS);
+    s.v.template copy<THREADS>(qkv + d.v(row), ld, there, d.HS);
+    copy_queries(0, j0);
+    float dk[MT][HS / 8][4] = {}, dv[MT][HS / 8][4] = {};
+    for (int q0 = j0, buffer = 0; q0 < d.T; q0 += QUERIES, buffer ^= 1) {
+        cp_async_wait<0>();
+        sync_threads();
+        if (q0 + QUERIES < d.T) copy_queries(buffer ^ 1, q0 + QUERIES);
+        for (int from = 0; from < QUERIES; from += 32) {
+            if (q0 + from + 31 < first) continue; // all queries are earlier than this warp's keys
+            float p[MT][4][4] = {}, ds[MT][4][4]; // (keys, queries)
+            multiply_by_rows(p, Lying<MT, ROWS, HS>{s.k, row0}, s.q[buffer], from);
+            bool masked = q0 + from < first + MT * 16 - 1;
+            fill(p, [&](int m, int n, int i) {
+                int query = from + n * 8 + 2 * t + i % 2;
+                float e = exp2_approx(fmaf(p[m][n][i], c, -s.lse[buffer][query] * LOG2E));
+                return masked && first + m * 16 + i / 2 * 8 + g > q0 + query ? 0 : e;
+            });
+            multiply_by_columns(dv, p, s.dout[buffer], from);
+            fill(ds, [&](int, int n, int i) { return -s.D[buffer][from + n * 8 + 2 * t + i % 2]; });
+            multiply_by_rows(ds, Lying<MT, ROWS, HS>{s.v, row0}, s.dout[buffer], from);
+            fill(ds, [&](int m, int n, int i) { return p[m][n][i] * ds[m][n][i]; });
+            multiply_by_columns(dk, ds, s.q[buffer], from);
+        }
+    }
+    const float scale = d.scale();
+    s.k.store(dqkv + d.k(row), ld, there, d.HS, row0, dk, [=](int, int) { return scale; });
+    s.v.store(dqkv + d.v(row), ld, there, d.HS, row0, dv, [](int, int) { return 1.0f; });
+}
+
+// --- launchers ---------------------------------------------------------------------------------------------------
+template <class Go> void for_head_size(int hs, Go go) { // zeros fill it up
+    if (hs <= 32) go(std::integral_constant<int, 32>());
+    else if (hs <= 64) go(std::integral_constant<int, 64>());
+    else if (hs <= 96) go(std::integral_constant<int, 96>());
+    else go(std::integral_constant<int, 128>());
+}
+inline FlashGrid flash_grid(Heads d) {
+    int tiles = (d.T + ROWS - 1) / ROWS;
+    double fit = 16e6 / (4.0 * d.T * d.HS);
+    return {d.B * d.NH, tiles, fit < 1 ? 1 : fit > d.B * d.NH ? d.B * d.NH : (int)fit};
+}
+inline void flash_forward(bf16* o, float* lse, const bf16* qkv, Heads d) {
+    FlashGrid g = flash_grid(d);
+    for_head_size(d.HS, [&](auto hs) {
+        launch("attention", flash_forward_kernel<hs>, (size_t)g.heads * g.tiles, 128, sizeof(ForwardTiles<hs>), o, lse,
+               qkv, d, g);
+    });
+}
+// D: d.rows() floats of scratch
+inline void flash_backward(bf16* dqkv, float* D, const bf16* dout, const bf16* qkv, const bf16* o, const float* lse,
+                           Heads d) {
+    FlashGrid g = flash_grid(d);
+    size_t blocks = (size_t)g.heads * g.tiles;
+    for_head_size(d.HS, [&](auto hs) {
+        using Queries = QueryTiles<hs>;
+        using Keys = KeyTiles<hs>;
+        launch("attention_backward", flash_backward_queries_kernel<hs>, blocks, Queries::THREADS, sizeof(Queries), dqkv,
+               D, dout, qkv, o, lse, d, g);
+        launch("attention_backward", flash_backward_keys_kernel<hs>, blocks, Keys::THREADS, sizeof(Keys), dqkv, dout,
+               qkv, lse, D, d, g);
+    });
+}
+#endif
