@@ -58,7 +58,8 @@ inline Operand codes_of(const uint8_t* codes, Format f, bool along_rows, size_t 
 }
 
 HD INLINE float block_scale(const Operand& o, size_t row, size_t k) {
-    size_t i = o.swizzled ? tiled_scale(row, k / o.block, o.ld_scales) : row / o.scale_rows * o.ld_scales + k / o.block;
+    size_t i = row / o.scale_rows * o.ld_scales + k / o.block;
+    if (o.swizzled) i = tiled_scale(row, k / o.block, o.ld_scales);
     if (o.scale_elem == Elem::f32) return ((const float*)o.scales)[i];
     return decode(format_of(o.scale_elem), ((const uint8_t*)o.scales)[i]);
 }
@@ -142,12 +143,18 @@ inline void matmul_here(Gemm s) {
     s.scale_a = f.a, s.scale_b = f.b;
     matmul_cpu(s, machine.kernels == Kernels::fast ? CpuKernel::fast : CpuKernel::portable);
 }
+#ifdef ULP_GPU
+#include "ops/matmul_gpu.cuh"
+#endif
 // name: fprop, dgrad or wgrad, for --profile. Shapes and strides are the Gemm's; no dimension needs to divide anything.
 inline void matmul(const char* name, const Gemm& s) {
     auto size = [](Elem e) { return format_of(e).bits() / 8.0; };
     double M = s.M, N = s.N, K = s.K, flops = 2 * M * N * K;
     double bytes = M * K * size(s.a.elem) + N * K * size(s.b.elem) + M * N * size(s.out_elem) * (s.accumulate ? 2 : 1);
     Accum n = accumulator;
+#ifdef ULP_GPU
+    if (machine.gpu && machine.kernels == Kernels::fast && !n.mbits && matmul_gpu(name, s, bytes, flops)) return;
+#endif
     if (machine.gpu || machine.kernels == Kernels::reference || !s.a.exact || !s.b.exact)
         for_rows(name, bytes, s.M, [=] HD(Lanes g, int m) { matmul_row(g, s, n, m); }, flops);
     else

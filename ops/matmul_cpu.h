@@ -34,7 +34,7 @@ struct Operand {
     const float* scale_values = nullptr; // of the 256 codes of a byte scale
     int block = 0, scale_rows = 1;       // elements along k (a multiple of 16) and rows (1, or one too) of a scale
     size_t ld_scales = 0;
-    bool swizzled = false; // byte scales lie in cuBLASLt's tiles of 128 rows by 4, ld_scales before padding; not read here
+    bool swizzled = false; // byte scales lie in tiles, as cuBLASLt reads them (tiled_scale() in fp8.cuh); on a GPU only
     const float* factor = nullptr; // of the whole operand: the caller folds it into scale_a or scale_b; not read here
     bool exact = true;             // values times scales are; else scales multiply sums of blocks, which is not done here
 };
@@ -52,6 +52,7 @@ struct Gemm {
     float scale_a = 1, scale_b = 1;
     const void* bias = nullptr; // (N), stored as out's elements are
     bool accumulate = false;
+    bool fast_accum = false; // FP8 tensor cores of sm_89 and sm_90 may keep sums to fewer bits
 };
 
 // fast: the fastest here. portable: FP32 fma only, in the best of its three forms (the last three names, for tests).

@@ -131,6 +131,13 @@ cudaError_t cudaFree(void* p) {
     return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* p) { return cudaFree(p); }
+size_t device_bytes(const void* p) {
+    auto after = allocations.upper_bound((void*)p);
+    if (after == allocations.begin()) return 0;
+    auto [start, bytes] = *--after;
+    size_t offset = (const char*)p - (char*)start;
+    return offset < bytes ? bytes - offset : 0;
+}
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t s) {
     return enqueue(s, [=] { return memmove(to, from, bytes), cudaSuccess; });
 }

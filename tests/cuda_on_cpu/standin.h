@@ -19,6 +19,7 @@ struct StandIn {
     size_t allocated = 0;
 };
 extern StandIn standin;
+size_t device_bytes(const void* p); // from p to the end of the allocation that it lies in, 0 if in none
 
 // The GPU is a card of that compute capability while this lives.
 struct OnCard {
