@@ -51,6 +51,7 @@ struct Linear {
     Param weight, bias; // (OC, C) (OC)
     Quantizer x, w, dy; // how its operands (N, C) (OC, C) (N, OC) are stored
     bool keeps_x = true; // in BF16, for backward
+    bool fast_accum = true; // in fprop
     bool summed = false; // who cast dy has added its sums of columns to the bias's gradient
     float jump = 1; // an experiment: x is multiplied by this power of two, and the GEMMs that read it divide it out
 };
@@ -100,6 +101,7 @@ struct GPT {
     double* norm_parts;
     StepResult* result;
     float* measured;                        // for measure()
+    MatmulScratch decoded;
     AttentionScratch scratch;
 };
 
@@ -153,7 +155,7 @@ template <class F> void for_each_linear(GPT& g, F f) {
 
 // --- recipes -----------------------------------------------------------------------------------------------------
 inline void store_as(Linear& l, const Recipe& r) {
-    l.x.cast = r.x, l.dy.cast = r.dy;
+    l.x.cast = r.x, l.dy.cast = r.dy, l.fast_accum = r.fast_accum;
     if (!l.w.frozen) l.w.cast = r.w;
     auto gemms = [](Quantizer& q, bool cols, bool rows) {
         q.quantized[0] = cols && is_quantized(q.cast), q.quantized[1] = rows && is_quantized(q.cast);
@@ -217,7 +219,7 @@ inline size_t measure_scratch(size_t rows, size_t cols) { return SUMS * rows + 3
 // linear overwrites.
 inline void plan_copies(GPT& g) {
     bool train = g.use != Use::inference;
-    size_t transformed = 0, measured = 0;
+    size_t transformed = 0, measured = 0, decoded = 0; // elements of two operands
     CopyBytes largest_scratch[2];
     auto for_each_operand = [&](auto f) { // f(linear, its operand, rows, cols)
         for_each_linear(g, [&](const std::string&, Linear& l) {
@@ -242,6 +244,7 @@ inline void plan_copies(GPT& g) {
             if (q.transforms() && train) transformed = std::max(transformed, q.contraction((int)rows) * cols);
             for (Along k : {Along::cols, Along::rows}) {
                 if (!q.needs(k, train)) continue;
+                decoded = std::max(decoded, std::max(rows * code_ld(q.cast.elem, cols), cols * code_ld(q.cast.elem, rows)));
                 auto& bytes = q.plan.bytes[(int)k];
                 bytes = largest(bytes, q.bytes(k, rows, cols));
                 q.plan.kept[(int)k] |= w || (x && train && (k == Along::rows || q.strides()));
@@ -268,6 +271,8 @@ inline void plan_copies(GPT& g) {
     take(scratch[0], largest_scratch[0], "scratch"), take(scratch[1], largest_scratch[1], "scratch");
     a.take(amaxes, "scratch", most_amaxes / 4), a.take(for_transform, "scratch", transformed);
     a.take(g.measured, "scratch", train ? measured : 0);
+    g.decoded.bytes = machine.gpu ? matmul_scratch_bytes(decoded, decoded) : 0;
+    a.take(g.decoded.memory, "decoded operands", g.decoded.bytes);
     g.forward_delayed = g.all_delayed = 0;
     for_each_operand([&](Linear& l, Quantizer& q, size_t, size_t) {
         q.transformed = for_transform;
@@ -409,7 +414,7 @@ inline void linear_forward(act* y, Linear& l, act* x, int N) {
     Tensor X = {x, N, C, &l.x}, W = {l.weight.operand, OC, C, &l.w};
     Operand a = quantize(X, Along::cols), b = quantize(W, Along::cols);
     matmul("fprop", {.out = y, .out_elem = elem<act>, .ld_out = (size_t)OC, .M = N, .N = OC, .K = C, .a = a, .b = b,
-                     .scale_a = 1 / l.jump, .bias = l.bias.operand});
+                     .scale_a = 1 / l.jump, .bias = l.bias.operand, .fast_accum = l.fast_accum});
 }
 // dx (N, C) is written; l's gradients are written, or added to when `accumulate`; dy (N, OC); x (N, C), or what
 // forward's cast has left of it
@@ -438,6 +443,7 @@ inline Sink gradient_sink(GPT& g, Linear& l, int N, bool keeps = false) {
 // others, whose keys and values it holds; B is 1.
 inline void gpt_trunk(GPT& g, int B, int T, KvCache* cache = nullptr) {
     int N = B * T, C = g.config.channels, past = cache ? cache->past : 0;
+    matmul_scratch = g.decoded;
     Heads heads = {B, T, g.config.heads, C / g.config.heads, past};
     size_t NC = (size_t)N * C;
     for_each_linear(g, [&](const std::string&, Linear& l) { // w keeps its copies for all microbatches of a step
@@ -493,6 +499,7 @@ inline void gpt_backward(GPT& g, int B, int T, bool accumulate) {
     int N = B * T, C = g.config.channels;
     Heads heads = {B, T, g.config.heads, C / g.config.heads};
     size_t NC = (size_t)N * C;
+    matmul_scratch = g.decoded;
     if (!accumulate) // sums are added to; matrices' gradients come from GEMMs that overwrite
         for_each_param(g, [&](const std::string&, Param& p) {
             if (!p.rows || &p == &g.wpe) fill_zero(p.grad, p.size());

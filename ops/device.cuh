@@ -146,6 +146,7 @@ struct Layout {
 };
 struct Machine {
     bool gpu = false;
+    bool tensor_cores = true; // false: GEMMs and attention by their row functions, for tests of all that is around them
     Layout layout;
     int cc = 0;             // the GPU's family: 80, 89, 90, 100 or 120; 0 on the CPU
     void* stream = nullptr; // a cudaStream_t

@@ -18,7 +18,7 @@
 
 // Rows have to be whole 16-byte chunks.
 inline bool flash_serves(Heads d) {
-    return std::is_same_v<act, bf16> && machine.gpu && machine.kernels == Kernels::fast && d.past == 0 &&
+    return std::is_same_v<act, bf16> && machine.gpu && machine.kernels == Kernels::fast && machine.tensor_cores && d.past == 0 &&
            d.HS % 8 == 0 && d.HS <= 128;
 }
 template <class... A> bool flash_aligned(const A*... a) { return (((uintptr_t)a % 16 == 0) && ...); }

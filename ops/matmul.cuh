@@ -143,6 +143,13 @@ inline void matmul_here(Gemm s) {
     s.scale_a = f.a, s.scale_b = f.b;
     matmul_cpu(s, machine.kernels == Kernels::fast ? CpuKernel::fast : CpuKernel::portable);
 }
+// Memory for a GPU's operands that are decoded first, given by whoever plans memory, or grown where there is none.
+struct MatmulScratch { char* memory = nullptr; size_t bytes = 0; };
+inline MatmulScratch matmul_scratch;
+// For operands of at most so many elements, ld * rows.
+inline size_t matmul_scratch_bytes(size_t a, size_t b) {
+    return (a * sizeof(act) + 255) / 256 * 256 + (b * sizeof(act) + 255) / 256 * 256;
+}
 #ifdef ULP_GPU
 #include "ops/matmul_gpu.cuh"
 #endif
@@ -153,7 +160,7 @@ inline void matmul(const char* name, const Gemm& s) {
     double bytes = M * K * size(s.a.elem) + N * K * size(s.b.elem) + M * N * size(s.out_elem) * (s.accumulate ? 2 : 1);
     Accum n = accumulator;
 #ifdef ULP_GPU
-    if (machine.gpu && machine.kernels == Kernels::fast && !n.mbits && matmul_gpu(name, s, bytes, flops)) return;
+    if (machine.gpu && machine.kernels == Kernels::fast && machine.tensor_cores && !n.mbits && matmul_gpu(name, s, bytes, flops)) return;
 #endif
     if (machine.gpu || machine.kernels == Kernels::reference || !s.a.exact || !s.b.exact)
         for_rows(name, bytes, s.M, [=] HD(Lanes g, int m) { matmul_row(g, s, n, m); }, flops);

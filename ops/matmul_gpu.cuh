@@ -45,13 +45,6 @@ struct LtPlan {
     std::string refused; // why there is none
     bool told = false;
 };
-// Memory for decoded operands, given by whoever plans memory, or grown here.
-struct MatmulScratch { char* memory = nullptr; size_t bytes = 0; };
-inline MatmulScratch matmul_scratch;
-// For operands of at most so many elements, ld * rows.
-inline size_t matmul_scratch_bytes(size_t a, size_t b) {
-    return (a * sizeof(act) + 255) / 256 * 256 + (b * sizeof(act) + 255) / 256 * 256;
-}
 struct Lt {
     cublasLtHandle_t handle = nullptr;
     int cc = 0;
