@@ -47,7 +47,7 @@ struct LtPlan {
 };
 struct Lt {
     cublasLtHandle_t handle = nullptr;
-    int cc = 0;
+    int family = 0, cc = 0; // 100 and 103, for example
     std::map<LtProblem, LtPlan> plans;
     std::map<GemmKind, std::string> failed; // kinds that this card got wrong, and how: emulated from then on
     char* memory = nullptr;                 // LT_SCALARS, then the workspace
@@ -78,11 +78,11 @@ inline unsigned alignment_of(const void* p) { // up to 256 bytes
     return low && low < 256 ? (unsigned)low : 256;
 }
 
-// The library's rules: "" or what it would refuse, or worse, take. sm_100: also 10.3.
+// The library's rules: "" or what it would refuse, or worse, take.
 inline std::string lt_refusal(const LtProblem& p, int cc, size_t version) {
     bool fp4 = p.a == Elem::e2m1 || p.b == Elem::e2m1, narrow = is_codes(p.a) || is_codes(p.b);
     auto is8 = [](Elem e) { return e == Elem::e4m3 || e == Elem::e5m2; };
-    int by = fp4 ? 32 : 16;
+    int by = fp4 ? 32 : 16, f = family_of(cc);
     if (p.lda < (p.a_T ? p.k : p.m) || p.ldb < (p.b_T ? p.k : p.n) || p.ldd < p.m) return "a leading dimension is too small";
     if (!narrow) {
         if (p.a != p.b || (p.a == Elem::f32 && p.d != Elem::f32)) return "its operands are of two types";
@@ -92,8 +92,8 @@ inline std::string lt_refusal(const LtProblem& p, int cc, size_t version) {
     if (fp4 ? p.a != p.b || p.scale_mode != CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3 : !is8(p.a) || !is8(p.b))
         return "no kernel multiplies these two formats";
     if (p.a == Elem::e5m2 && p.b == Elem::e5m2) return "E5M2 x E5M2 does not exist";
-    if (cc < 89 || (p.scale_mode > 0 && cc < 100)) return format("sm_%d has no such tensor cores", cc);
-    if (!(p.a_T && p.b_T) && (fp4 || cc != 100)) return "only operands contiguous along k (TN) are multiplied";
+    if (f < 89 || (p.scale_mode > 0 && f < 100)) return format("sm_%d has no such tensor cores", cc);
+    if (!(p.a_T && p.b_T) && (fp4 || f != 100)) return "only operands contiguous along k (TN) are multiplied";
     if (p.m % 16) return format("m = %lld is not a multiple of 16", (long long)p.m);
     if (!p.b_T && p.n % 16) return format("n = %lld is not a multiple of 16", (long long)p.n);
     if (p.k % by) return format("k = %lld is not a multiple of %d", (long long)p.k, by);
@@ -103,8 +103,8 @@ inline std::string lt_refusal(const LtProblem& p, int cc, size_t version) {
     if (p.align_scales < 16) return "a scale is not aligned to 16 bytes";
     if (p.scale_mode > 0 && !p.scales_given) return "scales of blocks are missing";
     if (p.bias && (p.align_bias < 16 || p.d != Elem::bf16)) return "only a BF16 bias, aligned to 16 bytes, is added to FP8";
-    if (p.fast_accum && (p.scale_mode != 0 || (cc != 89 && cc != 90))) return "fast accumulation is for FP8 with one scale, on sm_89 and sm_90";
-    if (fp4 && cc == 100 && p.m % 64 && version < 130300) return "before CUDA 13.2, FP4 with m no multiple of 64 is wrong on sm_103";
+    if (p.fast_accum && (p.scale_mode != 0 || (f != 89 && f != 90))) return "fast accumulation is for FP8 with one scale, on sm_89 and sm_90";
+    if (fp4 && cc == 103 && p.m % 64 && version < 130300) return "before CUDA 13.2, FP4 with m no multiple of 64 is wrong on sm_103";
     return "";
 }
 
@@ -120,7 +120,7 @@ inline void lt_check(cublasStatus_t s, const char* call, const LtProblem& p = {}
 inline size_t lt_workspace(int cc) { return (size_t)(cc >= 90 ? 64 : 32) << 20; }
 // The library, its workspace and scalars, for machine.cc. Allocates; what was there for another card is given back.
 inline void lt_start() {
-    if (lt.handle && lt.cc == machine.cc) return;
+    if (lt.handle && lt.family == machine.cc) return;
     if (lt.handle) {
         synchronize("cuBLASLt");
         for (auto& [p, plan] : lt.plans)
@@ -136,7 +136,9 @@ inline void lt_start() {
         cublasLtLoggerSetCallback(lt_listen), cublasLtLoggerSetMask(1);
         lt_check(cublasLtCreate(&lt.handle), "cublasLtCreate");
     }
-    lt.cc = machine.cc, lt.workspace = lt_workspace(lt.cc), lt.slot = 0;
+    cudaDeviceProp card;
+    cuda_check(cudaGetDeviceProperties(&card, 0), "cuBLASLt");
+    lt.family = machine.cc, lt.cc = card.major * 10 + card.minor, lt.workspace = lt_workspace(lt.family), lt.slot = 0;
     lt.memory = allocate_zeroed(LT_SCALARS + lt.workspace);
     float* one = (float*)(lt.memory + 16);
     for_rows("beta", 4, 1, [=] HD(Lanes g, int) {
@@ -322,7 +324,7 @@ inline void prepare_native(LtProblem& p, LtPointers& q, Gemm& s) {
     else q.scale_a = s.b.scales, q.scale_b = s.a.scales;
     p.scales_given = q.scale_a || q.scale_b;
     p.device_alpha = kind.a.block && (s.a.factor || s.b.factor);
-    p.fast_accum = s.fast_accum && !kind.a.block && (lt.cc == 89 || lt.cc == 90);
+    p.fast_accum = s.fast_accum && !kind.a.block && (lt.family == 89 || lt.family == 90);
     p.bias = s.bias && s.out_elem == Elem::bf16;
 }
 inline void widen(const char* name, Gemm& s) {

@@ -92,7 +92,6 @@ const Sides mx_sides[] = {{How::mx, Elem::e4m3, Elem::e4m3}, {How::mx, Elem::e5m
                           {How::mx, Elem::e2m1, Elem::e2m1}, {How::mx, Elem::e3m2, Elem::e2m3},
                           {How::mx, Elem::e2m1, Elem::e5m2}};
 const Sides fp4_sides[] = {{How::nvfp4, Elem::e2m1, Elem::e2m1}};
-const Sides block_sides[] = {{How::blockwise, Elem::e4m3, Elem::e5m2}};
 
 struct Want { // of a test GEMM
     int M, N, K;
@@ -116,11 +115,14 @@ void check_gemm(const std::string& what, Source& a, Source& b, Want w, size_t of
     if (w.bias) g.bias = bias.at;
     for (int m = 0; m < w.M; m++) matmul_row(Lanes(), g, {}, m);
     Factors f = factors_of(g);
-    std::vector<double> got, want, bound;
+    std::vector<double> got, want, bound, values[2];
+    for (auto [to, from] : {std::pair(&values[0], &a), {&values[1], &b}})
+        for (int r = 0; r < from->rows; r++)
+            for (int k = 0; k < w.K; k++) to->push_back(fabs(fetch(from->o, r, k)));
     for (int m = 0; m < w.M; m++)
         for (int n = 0; n < w.N; n++) {
             double size_of_sum = w.bias ? fabs(get(bias, n)) : 0;
-            for (int k = 0; k < w.K; k++) size_of_sum += fabs((double)fetch(a.o, m, k) * fetch(b.o, n, k)) * f.a * f.b;
+            for (int k = 0; k < w.K; k++) size_of_sum += values[0][m * w.K + k] * values[1][n * w.K + k] * f.a * f.b;
             if (w.accumulate) size_of_sum += fabs((double)((m * ld + n) % 17) * 10);
             want.push_back(get(row, m * ld + n));
             bound.push_back((w.K + 6) * 0x1p-24 * size_of_sum + (size == 2 ? 0x1p-7 * fabs(want.back()) : 0) + 1e-30);
@@ -136,8 +138,8 @@ void check_gemm(const std::string& what, Source& a, Source& b, Want w, size_t of
 }
 bool narrow(int type) { return type == CUDA_R_8F_E4M3 || type == CUDA_R_8F_E5M2 || type == CUDA_R_4F_E2M1; }
 const Want wants[] = {{33, 48, 96, Elem::bf16, true, false, true}, {7, 16, 40, Elem::f32, false, true},
-                      {130, 144, 272, Elem::bf16},                 {1, 32, 1, Elem::f32, true},
-                      {17, 64, 129, Elem::f32}};
+                      {130, 16, 80, Elem::bf16},                   {3, 144, 272, Elem::bf16},
+                      {1, 32, 1, Elem::f32, true},                 {17, 64, 129, Elem::f32}};
 
 TEST_CASE("cuBLASLt: FP8 with a scale per tensor is multiplied natively from sm_89 on, any number of rows and any K") {
     for (int cc : {89, 90, 100, 120}) {
@@ -257,5 +259,46 @@ TEST_CASE("cuBLASLt: a plan is looked for once, whatever the pointers, and again
     CHECK(run(3, 16, 80, {0, 0, 0, Elem::f32, false, true, true}) == 1); // fast accumulation
     standin.cc = 120, machine.cc = 120;
     CHECK(run(3, 16, 80) == 1);
+}
+TEST_CASE("cuBLASLt: MX and NVFP4 are multiplied natively from sm_100 on, narrow MX elements as E4M3, and else decoded") {
+    for (int cc : {80, 90, 100, 120}) {
+        OnCard card(cc);
+        for (bool fp4 : {false, true})
+            for (Sides s : mx_sides) {
+                if (fp4) s = fp4_sides[0];
+                for (Want w : wants) {
+                    bool tiles = cc >= 100;
+                    w.fast_accum = false;
+                    Source a = source(s.how, s.a, {w.M, w.K, true, tiles}, 1);
+                    Source b = source(s.how, s.b, {w.N, w.K, true, tiles}, 2);
+                    check_gemm(format_of(s.a).name, a, b, w);
+                    CHECK(narrow(standin_lt.type_a) == tiles);
+                    if (tiles) CHECK(standin_lt.mode_a == (fp4 ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3
+                                                               : CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0));
+                    if (tiles) CHECK((standin_lt.type_a == CUDA_R_4F_E2M1) == fp4);
+                }
+                if (fp4) break;
+            }
+        Source a = source(How::mx, Elem::e2m1, {33, 100, true, cc >= 100}, 1), b = source(How::mx, Elem::e4m3, {47, 100, true, cc >= 100}, 2);
+        check_gemm("odd N, scales in tiles", a, b, {33, 47, 100, Elem::bf16, true});
+        CHECK(standin_lt.type_a == CUDA_R_16BF);
+        Source c = source(How::mx, Elem::e2m1, {33, 100}, 1), d = source(How::nvfp4, Elem::e2m1, {48, 100}, 2);
+        check_gemm("MX by NVFP4", c, d, {33, 48, 100});
+        CHECK(standin_lt.type_a == CUDA_R_16BF);
+        Source e = source(How::tensor, Elem::e4m3, {33, 100}, 1);
+        check_gemm("FP8 by NVFP4", e, d, {33, 48, 100});
+        Source f = source(How::plain, Elem::bf16, {33, 100}, 1);
+        check_gemm("BF16 by NVFP4", f, d, {33, 48, 100});
+    }
+}
+TEST_CASE("cuBLASLt: blocks of 128 with power-of-two scales are decoded everywhere") {
+    for (int cc : {80, 90, 100}) {
+        OnCard card(cc);
+        for (Want w : wants) {
+            Source a = source(How::blockwise, Elem::e4m3, {w.M, w.K}, 1), b = source(How::blockwise, Elem::e5m2, {w.N, w.K}, 2);
+            check_gemm("blockwise", a, b, w);
+            CHECK(standin_lt.type_a == CUDA_R_16BF);
+        }
+    }
 }
 } // namespace
