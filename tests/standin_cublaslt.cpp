@@ -301,4 +301,360 @@ TEST_CASE("cuBLASLt: blocks of 128 with power-of-two scales are decoded everywhe
         }
     }
 }
+std::vector<GemmKind> kinds() {
+    std::vector<GemmKind> all;
+    auto add = [&](auto& sides) {
+        for (Sides s : sides) {
+            Elem scale = s.how == How::mx ? Elem::e8m0 : s.how == How::nvfp4 ? Elem::e4m3 : Elem::f32;
+            int block = s.how == How::mx ? 32 : s.how == How::nvfp4 ? 16 : 0;
+            all.push_back({{s.a, scale, block}, {s.b, scale, block}});
+        }
+    };
+    add(fp8_sides), add(wide_sides), add(mx_sides), add(fp4_sides);
+    return all;
+}
+void forget() { // as a run that begins
+    lt.failed.clear(), lt.insist = false;
+    standin_lt = {};
+}
+TEST_CASE("cuBLASLt: every native kind passes its check, and a chip that is wrong by 5 % is found out and emulated") {
+    for (int cc : {80, 89, 90, 100, 120}) {
+        OnCard card(cc);
+        for (double wrong_by : {1.0, 1.05}) {
+            forget();
+            standin_lt.wrong_by = wrong_by;
+            for (GemmKind k : kinds()) {
+                INFO("sm_", cc, " ", how_multiplied(k, cc), " of ", format_of(k.a.elem).name, " x ", format_of(k.b.elem).name);
+                std::string why = why_emulated(k, cc), wrong = why.empty() ? native_check(k) : "";
+                CHECK_MESSAGE(wrong.empty() == (!why.empty() || wrong_by == 1), wrong);
+                prove_native({k});
+                CHECK(lt.failed.count(k) == !wrong.empty());
+            }
+            if (wrong_by == 1) continue;
+            Source a = source(How::tensor, Elem::e4m3, {33, 96}, 1), b = source(How::tensor, Elem::e4m3, {48, 96}, 2);
+            check_gemm("broken FP8", a, b, {33, 48, 96});
+            CHECK(standin_lt.type_a == CUDA_R_16BF);
+            lt.failed.clear(), lt.insist = true;
+            if (cc > 80) CHECK_THROWS_WITH_AS(prove_native(kinds()), doctest::Contains("--native: native FP8 fails its check"), Error);
+            else CHECK_NOTHROW(prove_native(kinds()));
+        }
+        forget();
+    }
+}
+TEST_CASE("cuBLASLt: --native makes emulation an error that says why") {
+    OnCard card(90);
+    lt_start(), forget();
+    lt.insist = true;
+    Source a = source(How::mx, Elem::e4m3, {33, 96}, 1), b = source(How::mx, Elem::e4m3, {48, 96}, 2);
+    Bytes out(33 * 48 * 4);
+    Gemm g = {.out = out.at, .out_elem = Elem::f32, .ld_out = 48, .M = 33, .N = 48, .K = 96, .a = a.o, .b = b.o};
+    CHECK_THROWS_WITH_AS(matmul("wgrad", g), "--native: wgrad would be emulated: sm_90 has no MX tensor cores", Error);
+    Source c = source(How::tensor, Elem::e4m3, {33, 96}, 1), d = source(How::tensor, Elem::e4m3, {47, 96}, 2);
+    g.a = c.o, g.b = d.o, g.N = 47;
+    CHECK_THROWS_WITH_AS(matmul("fprop", g), "--native: fprop would be emulated: N = 47 is not a multiple of 16; the next that is: 48", Error);
+    Source e = source(How::plain, Elem::bf16, {33, 96}, 1), f = source(How::plain, Elem::bf16, {47, 96}, 2);
+    g.a = e.o, g.b = f.o;
+    CHECK_NOTHROW(matmul("fprop", g));
+    forget();
+}
+TEST_CASE("cuBLASLt: a search that says SUCCESS and finds nothing is emulation of codes, and an error of BF16") {
+    OnCard card(89); // which no test before has used, so that no plan is there
+    lt_start(), forget();
+    lt.plans.clear();
+    Source a = source(How::tensor, Elem::e4m3, {5, 96}, 1), b = source(How::tensor, Elem::e4m3, {16, 96}, 2);
+    Source c = source(How::plain, Elem::bf16, {5, 96}, 1), d = source(How::plain, Elem::bf16, {16, 96}, 2);
+    Bytes out(5 * 16 * 4);
+    Gemm g = {.out = out.at, .out_elem = Elem::f32, .ld_out = 16, .M = 5, .N = 16, .K = 96, .a = c.o, .b = d.o};
+    check_gemm("there", c, d, {5, 16, 96}); // BF16 out: its plan is there
+    standin_lt.in_vain = true;
+    CHECK_THROWS_WITH_AS(matmul("fprop", g), doctest::Contains("fprop: no plan: it has no algorithm, CUBLAS_STATUS_NOT_SUPPORTED (cuBLASLt 130100, sm_89; m 16 n 5 k 96, A bf16 T lda 96, B bf16 N ldb 96, D fp32 ldd 16"), Error);
+    standin_lt.in_vain = false, standin_lt.in_vain_for_codes = true;
+    check_gemm("in vain", a, b, {5, 16, 96});
+    CHECK(standin_lt.type_a == CUDA_R_16BF);
+    long before = standin_lt.heuristics;
+    check_gemm("in vain, again", a, b, {5, 16, 96});
+    CHECK(standin_lt.heuristics == before);
+    lt.plans.clear(), forget();
+}
+// --- what the stand-in refuses ------------------------------------------------------------------------------------
+// A call of the library itself, FP8, that every card from sm_89 on takes; each violation changes one thing.
+struct Raw {
+    int m = 32, n = 24, k = 64, lda = 64, ldb = 64, ldd = 32;
+    cudaDataType_t a = CUDA_R_8F_E4M3, b = CUDA_R_8F_E4M3, c = CUDA_R_16BF, d = CUDA_R_16BF, scale_type = CUDA_R_32F;
+    cublasComputeType_t compute = CUBLAS_COMPUTE_32F;
+    int ta = CUBLAS_OP_T, tb = CUBLAS_OP_N, mode_a = 0, mode_b = 0, epilogue = CUBLASLT_EPILOGUE_DEFAULT, bias_type = -1;
+    int pointer_mode = CUBLASLT_POINTER_MODE_HOST;
+    int8_t fast = 0;
+    bool scales = true, bias_given = false, scale_on_d = false, amax_on_d = false, scale_on_c = false;
+    int off_a = 0, off_b = 0, off_d = 0, off_scale = 0, off_bias = 0, off_workspace = 0, align = 256;
+    bool pad = false, no_c = false, other_c = false, device_scalars = false, change_after = false;
+    float beta = 0;
+    uint64_t workspace = 1 << 16, give = 1 << 16;
+    bool host_workspace = false;
+};
+Raw raw_mx(cudaDataType_t type = CUDA_R_8F_E4M3) {
+    Raw r;
+    r.a = r.b = type;
+    r.mode_a = r.mode_b = type == CUDA_R_4F_E2M1 ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3 : CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0;
+    return r;
+}
+// "" or the sentence it was refused with
+std::string call(const Raw& r) {
+    standin_lt.last_error = "";
+    auto ok = [](cublasStatus_t s) { return s == CUBLAS_STATUS_SUCCESS; };
+    Bytes A(1 << 15), B(1 << 15), D(1 << 15), scales(4096 + 64), bias(4096);
+    memset(A.at, 0x18, 1 << 15), memset(B.at, 0x18, 1 << 15), memset(scales.at, 0, 4096 + 64), memset(bias.at, 0, 4096);
+    for (int o = 0; o < 32; o++) // as block scales: rows o, blocks kb
+        for (int kb = 0; kb < r.k / (r.mode_a == 1 ? 16 : 32) && r.mode_a; kb++)
+            scales.at[r.off_scale + tiled_scale(o, kb, 4)] = 56; // n is 24: the rest is padding for B, and is cleared below
+    Bytes scales_b(4096 + 64);
+    memcpy(scales_b.at, scales.at, 4096);
+    for (int o = r.n; o < 32 && r.mode_a; o++)
+        for (int kb = 0; kb < 4; kb++) scales_b.at[r.off_scale + tiled_scale(o, kb, 4)] = 0;
+    if (r.pad) scales.at[r.off_scale + tiled_scale(100, 1, 4)] = (char)0xff;
+    if (!r.mode_a) *(float*)(scales.at + r.off_scale) = 1, *(float*)(scales_b.at + r.off_scale) = 1;
+    cublasLtHandle_t h;
+    cublasLtMatmulDesc_t op;
+    cublasLtMatrixLayout_t a, b, c, d;
+    cublasLtMatmulPreference_t wish;
+    REQUIRE(ok(cublasLtCreate(&h)));
+    REQUIRE(ok(cublasLtMatmulDescCreate(&op, r.compute, r.scale_type)));
+    auto set = [&](cublasLtMatmulDescAttributes_t what, auto v) {
+        REQUIRE(ok(cublasLtMatmulDescSetAttribute(op, what, &v, sizeof v)));
+    };
+    set(CUBLASLT_MATMUL_DESC_TRANSA, (int32_t)r.ta), set(CUBLASLT_MATMUL_DESC_TRANSB, (int32_t)r.tb);
+    set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, (int32_t)r.mode_a), set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, (int32_t)r.mode_b);
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE, (int32_t)r.epilogue), set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, (int32_t)r.bias_type);
+    set(CUBLASLT_MATMUL_DESC_POINTER_MODE, (int32_t)r.pointer_mode), set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, r.fast);
+    const void* p = scales.at + r.off_scale;
+    if (r.scales) set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, p);
+    p = scales_b.at + r.off_scale;
+    if (r.scales) set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, p);
+    p = scales.at;
+    if (r.scale_on_d) set(CUBLASLT_MATMUL_DESC_D_SCALE_POINTER, p);
+    if (r.amax_on_d) set(CUBLASLT_MATMUL_DESC_AMAX_D_POINTER, p);
+    if (r.scale_on_c) set(CUBLASLT_MATMUL_DESC_C_SCALE_POINTER, p);
+    p = bias.at + r.off_bias;
+    if (r.bias_given) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, p);
+    bool ta = r.ta == CUBLAS_OP_T, tb = r.tb == CUBLAS_OP_T;
+    cublasLtMatrixLayoutCreate(&a, r.a, ta ? r.k : r.m, ta ? r.m : r.k, r.lda);
+    cublasLtMatrixLayoutCreate(&b, r.b, tb ? r.n : r.k, tb ? r.k : r.n, r.ldb);
+    cublasLtMatrixLayoutCreate(&c, r.c, r.m, r.n, r.ldd + 8 * r.other_c), cublasLtMatrixLayoutCreate(&d, r.d, r.m, r.n, r.ldd);
+    cublasLtMatmulPreferenceCreate(&wish);
+    cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &r.workspace, 8);
+    for (int i = 0; i < 4; i++) {
+        uint32_t align = r.align;
+        REQUIRE(ok(cublasLtMatmulPreferenceSetAttribute(
+            wish, (cublasLtMatmulPreferenceAttributes_t)(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES + i), &align, 4)));
+    }
+    cublasLtMatmulHeuristicResult_t best;
+    int found;
+    cublasStatus_t s = cublasLtMatmulAlgoGetHeuristic(h, op, a, b, c, d, wish, 1, &best, &found);
+    if (ok(s)) {
+        REQUIRE(found == 1);
+        if (r.change_after) set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, (int8_t)!r.fast);
+        char* device = allocate_zeroed(1 << 17);
+        float one = 1, *scalars = (float*)(device + (1 << 16) + 4096);
+        scalars[0] = 1, scalars[1] = r.beta;
+        s = cublasLtMatmul(h, op, r.device_scalars ? scalars : &one, A.at + r.off_a, a, B.at + r.off_b, b,
+                           r.device_scalars ? (void*)(scalars + 1) : (void*)&r.beta, r.no_c ? nullptr : D.at + r.off_d, c,
+                           D.at + r.off_d, d, &best.algo, r.host_workspace ? bias.at : device + r.off_workspace, r.give,
+                           (cudaStream_t)machine.stream);
+        release_memory(device, 1 << 17);
+    }
+    CHECK(ok(s) == standin_lt.last_error.empty());
+    cublasLtMatmulPreferenceDestroy(wish), cublasLtMatmulDescDestroy(op), cublasLtDestroy(h);
+    for (auto l : {a, b, c, d}) cublasLtMatrixLayoutDestroy(l);
+    return standin_lt.last_error;
+}
+template <class F> Raw with(F change, Raw r = {}) {
+    change(r);
+    return r;
+}
+TEST_CASE("cuBLASLt's stand-in takes what the library takes") {
+    for (int cc : {89, 90, 100, 103, 120, 121}) {
+        OnCard card(cc);
+        INFO("sm_", cc);
+        CHECK(call({}) == "");
+        CHECK(call(with([](Raw& r) { r.n = 23; })) == "");
+        CHECK(call(with([](Raw& r) { r.scales = false; })) == "");
+        CHECK(call(with([](Raw& r) { r.b = CUDA_R_8F_E5M2; })) == "");
+        CHECK(call(with([](Raw& r) { r.c = r.d = CUDA_R_32F, r.beta = 1; })) == "");
+        CHECK(call(with([](Raw& r) { r.c = r.d = CUDA_R_32F, r.epilogue = CUBLASLT_EPILOGUE_BIAS, r.bias_given = true, r.bias_type = CUDA_R_16BF; })) == "");
+        CHECK(call(with([](Raw& r) { r.pointer_mode = 1, r.device_scalars = true; })) == "");
+        CHECK(call(with([](Raw& r) { r.no_c = true; })) == "");
+        CHECK(call(with([](Raw& r) { r.a = r.b = CUDA_R_16BF, r.scales = false, r.k = 7, r.lda = 9, r.ldb = 7, r.off_a = 2, r.align = 2; })) == "");
+        if (cc < 100) continue;
+        CHECK(call(raw_mx()) == "");
+        CHECK(call(raw_mx(CUDA_R_4F_E2M1)) == "");
+    }
+}
+TEST_CASE("cuBLASLt's stand-in refuses what some version of the library does, and says which rule it was") {
+    const auto fp4 = raw_mx(CUDA_R_4F_E2M1);
+    struct Violation {
+        std::vector<int> cards;
+        const char* says;
+        Raw r;
+    };
+    const std::vector<int> all = {89, 90, 100, 120};
+    const Violation violations[] = {
+        {{80, 86}, "does not multiply FP8", {}},
+        {{90, 120}, "supports only TN input layout, got NN", with([](Raw& r) { r.ta = CUBLAS_OP_N; })},
+        {{89, 90, 121}, "supports only TN input layout, got TT", with([](Raw& r) { r.tb = CUBLAS_OP_T; })},
+        {{100, 120}, "FP4 on sm_1", with([](Raw& r) { r.ta = CUBLAS_OP_N; }, fp4)},
+        {all, "E5M2 x E5M2", with([](Raw& r) { r.a = r.b = CUDA_R_8F_E5M2; })},
+        {all, "unsupported combination of types: A e4m3, B bf16", with([](Raw& r) { r.b = CUDA_R_16BF; })},
+        {all, "unsupported combination of types: A bf16, B fp32", with([](Raw& r) { r.a = CUDA_R_16BF, r.b = CUDA_R_32F; })},
+        {all, "D e4m3", with([](Raw& r) { r.d = CUDA_R_8F_E4M3; })},
+        {all, "C is bf16 and D fp32", with([](Raw& r) { r.d = CUDA_R_32F; })},
+        {all, "k = 72 must be divisible by 16", with([](Raw& r) { r.k = 72, r.lda = r.ldb = 80; })},
+        {{100, 120}, "k = 48 must be divisible by 32", with([](Raw& r) { r.k = 48; }, fp4)},
+        {all, "lda = 72 must be divisible by 16", with([](Raw& r) { r.lda = 72; })},
+        {all, "ldb = 72 must be divisible by 16", with([](Raw& r) { r.ldb = 72; })},
+        {{100, 120}, "ldb = 80 must be divisible by 32", with([](Raw& r) { r.ldb = 80; }, fp4)},
+        {all, "m = 24 must be divisible by 16", with([](Raw& r) { r.m = 24; })},
+        {{100}, "n = 24 must be divisible by 16", with([](Raw& r) { r.tb = CUBLAS_OP_T; })},
+        {all, "ldd = 36 is not a multiple of 16 bytes", with([](Raw& r) { r.ldd = 36; })},
+        {all, "less than its 64 rows", with([](Raw& r) { r.lda = 48; })},
+        {all, "A is not aligned to the 256 bytes", with([](Raw& r) { r.off_a = 16; })},
+        {all, "B is not aligned to the 16 bytes", with([](Raw& r) { r.off_b = 8, r.align = 16; })},
+        {all, "C is not aligned to the 256 bytes", with([](Raw& r) { r.off_d = 128; })},
+        {all, "no algorithm for matrices aligned to 8 bytes", with([](Raw& r) { r.align = 8; })},
+        {all, "scale of A is not aligned to 16 bytes", with([](Raw& r) { r.off_scale = 4; })},
+        {{100, 120}, "scale of A is not aligned to 16 bytes", with([](Raw& r) { r.off_scale = 8; }, raw_mx())},
+        {{89, 90}, "has no scale mode 2", raw_mx()},
+        {{89, 90}, "does not multiply FP4", fp4},
+        {{100, 120}, "wants a scale pointer", with([](Raw& r) { r.scales = false; }, raw_mx())},
+        {{100, 120}, "scale mode 2 of A is not for e2m1", with([](Raw& r) { r.mode_a = r.mode_b = 2; }, fp4)},
+        {{100, 120}, "scale mode 1 of A is not for e4m3", with([](Raw& r) { r.mode_a = r.mode_b = 1; })},
+        {{100, 120}, "scale mode 0 of A is not for e2m1", with([](Raw& r) { r.mode_a = r.mode_b = 0; }, fp4)},
+        {{100, 120}, "scale modes 2 and 0 do not mix", with([](Raw& r) { r.mode_b = 0; }, raw_mx())},
+        {all, "scale mode 4 of A is not known here", with([](Raw& r) { r.mode_a = r.mode_b = 4; })},
+        {{100, 120}, "is padding and not zero but 0xff", with([](Raw& r) { r.pad = true; }, raw_mx())},
+        {{100, 120}, "is padding and not zero but 0xff", with([](Raw& r) { r.pad = true; }, fp4)},
+        {all, "a scale for A, whose type bf16 has none", with([](Raw& r) { r.a = r.b = CUDA_R_16BF; })},
+        {all, "a scale or an amax of D", with([](Raw& r) { r.scale_on_d = true; })},
+        {all, "a scale or an amax of D", with([](Raw& r) { r.amax_on_d = true; })},
+        {all, "a scale of C", with([](Raw& r) { r.scale_on_c = true; })},
+        {all, "epilogue BIAS without a bias pointer", with([](Raw& r) { r.epilogue = CUBLASLT_EPILOGUE_BIAS, r.bias_type = CUDA_R_16BF; })},
+        {all, "a bias pointer without the epilogue", with([](Raw& r) { r.bias_given = true; })},
+        {all, "a bias of type 0 where only 14 goes", with([](Raw& r) { r.epilogue = CUBLASLT_EPILOGUE_BIAS, r.bias_given = true, r.bias_type = CUDA_R_32F, r.c = r.d = CUDA_R_32F; })},
+        {all, "a bias of type -1", with([](Raw& r) { r.epilogue = CUBLASLT_EPILOGUE_BIAS, r.bias_given = true; })},
+        {all, "bias is not aligned", with([](Raw& r) { r.epilogue = CUBLASLT_EPILOGUE_BIAS, r.bias_given = true, r.bias_type = CUDA_R_16BF, r.off_bias = 2; })},
+        {all, "epilogue 2 is not known here", with([](Raw& r) { r.epilogue = CUBLASLT_EPILOGUE_RELU; })},
+        {{89, 90, 100}, "FAST_ACCUM can be set only for FP8", with([](Raw& r) { r.a = r.b = CUDA_R_16BF, r.scales = false, r.fast = 1; })},
+        {{100}, "FAST_ACCUM can be set only for FP8", with([](Raw& r) { r.fast = 1; }, raw_mx())},
+        {{100, 120}, "FAST_ACCUM has no effect on sm_1", with([](Raw& r) { r.fast = 1; })},
+        {all, "must be FP32", with([](Raw& r) { r.compute = CUBLAS_COMPUTE_32F_FAST_TF32; })},
+        {all, "must be FP32", with([](Raw& r) { r.scale_type = CUDA_R_16BF; })},
+        {{89, 90}, "found for another problem", with([](Raw& r) { r.change_after = true; })},
+        {all, "C is D, but their layouts differ", with([](Raw& r) { r.other_c = true; })},
+        {all, "no C", with([](Raw& r) { r.no_c = true, r.beta = 1; })},
+        {all, "no C", with([](Raw& r) { r.no_c = true, r.pointer_mode = 1, r.device_scalars = true; })},
+        {all, "alpha or beta lies on the device, but the pointer mode says host", with([](Raw& r) { r.device_scalars = true; })},
+        {all, "alpha or beta lies on the host, but the pointer mode says device", with([](Raw& r) { r.pointer_mode = 1; })},
+        {all, "needs 65536 bytes of workspace, not 100", with([](Raw& r) { r.give = 100; })},
+        {all, "workspace is not", with([](Raw& r) { r.off_workspace = 16; })},
+        {all, "workspace is not", with([](Raw& r) { r.host_workspace = true; })},
+        {all, "a matrix without elements", with([](Raw& r) { r.n = 0; })},
+    };
+    for (auto& v : violations)
+        for (int cc : v.cards) {
+            OnCard card(cc);
+            INFO("sm_", cc, ": ", v.says);
+            CHECK(call(v.r).find(v.says) != std::string::npos);
+            if (call(v.r).find(v.says) == std::string::npos) MESSAGE(standin_lt.last_error);
+        }
+    OnCard card;
+    cublasLtMatmulDesc_t op;
+    cublasLtMatmulDescCreate(&op, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+    int64_t wide = 1;
+    CHECK(cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSA, &wide, 8) == CUBLAS_STATUS_INVALID_VALUE);
+    CHECK(standin_lt.last_error == "attribute 3 has 4 bytes, not 8");
+    CHECK(cublasLtMatmulDescSetAttribute(op, (cublasLtMatmulDescAttributes_t)99, &wide, 8) == CUBLAS_STATUS_INVALID_VALUE);
+    cublasLtMatmulDescDestroy(op);
+}
+// What the wrapper believes of the library is what the stand-in enforces.
+TEST_CASE("cuBLASLt: the rules that are checked before a call are those that the call is refused by") {
+    int refused = 0, taken = 0;
+    for (int cc : {80, 89, 90, 100, 103, 120}) {
+        OnCard card(cc);
+        for (int i = 0; i < 4000; i++) {
+            uint64_t bits = random_bits(5, cc * 10000 + i);
+            auto pick = [&](auto... of) {
+                std::common_type_t<decltype(of)...> all[] = {of...};
+                auto v = all[bits % sizeof...(of)];
+                bits = bits / sizeof...(of);
+                return v;
+            };
+            auto rarely = [&](auto usual, auto odd) { return pick(usual, usual, usual, usual, usual, usual, usual, odd); };
+            LtProblem p = {};
+            p.a = pick(Elem::bf16, Elem::e4m3, Elem::e4m3, Elem::e5m2, Elem::e2m1), p.b = rarely(p.a, pick(Elem::bf16, Elem::e4m3, Elem::e5m2, Elem::f32));
+            p.d = pick(Elem::bf16, Elem::f32);
+            p.m = rarely(64, 56), p.n = rarely(48, 24), p.k = rarely(64, pick(48, 40));
+            p.a_T = rarely(true, false), p.b_T = rarely(true, false);
+            p.lda = rarely(64, pick(96, 80, 72, 40)), p.ldb = rarely(64, pick(96, 80, 72, 40)), p.ldd = rarely(64, pick(66, 72, 40));
+            p.scale_mode = is_codes(p.a) || is_codes(p.b) ? p.a == Elem::e2m1 ? 1 : pick(0, 0, 0, 2) : -1;
+            p.scale_mode = rarely(p.scale_mode, pick(0, 1, 2));
+            p.scales_given = p.scale_mode >= 0 && rarely(true, false);
+            p.fast_accum = rarely(false, true), p.bias = pick(false, false, true);
+            p.align_scales = rarely(16, 8), p.align_bias = rarely(16, 2);
+            Bytes scales(4096), bias(4096);
+            LtPointers q = {};
+            q.scale_a = q.scale_b = scales.at + (p.align_scales == 8 ? 8 : 0), q.bias = bias.at + (p.align_bias == 2 ? 2 : 0);
+            standin_lt.last_error = "";
+            lt_start();
+            lt.cc = cc;
+            lt.plans.clear();
+            standin_lt.version = 130300; // the search does not know what older ones compute wrongly
+            std::string ours = lt_refusal(p, cc, standin_lt.version);
+            LtPlan unchecked;
+            { // the search, whatever our rules say
+                lt.unchecked = true;
+                unchecked = lt_plan(p, q);
+                lt.unchecked = false;
+            }
+            INFO("sm_", cc, " ", lt_text(p), ": ours \"", ours, "\", the library's \"", unchecked.refused, "\"");
+            bool same = ours.empty() == unchecked.refused.empty();
+            REQUIRE(same);
+            (ours.empty() ? taken : refused)++;
+        }
+    }
+    CHECK(taken > 1000);
+    CHECK(refused > 1000);
+    lt.plans.clear(), lt.family = 0, forget();
+}
+TEST_CASE("cuBLASLt: a captured GEMM runs when the graph does, with what then lies there; a search belongs before") {
+    OnCard card(100);
+    lt_start(), forget();
+    Source a = source(How::nvfp4, Elem::e2m1, {5, 96, true, true}, 1), b = source(How::nvfp4, Elem::e2m1, {16, 96, true, true}, 2);
+    Bytes out(5 * 16 * 4);
+    float* first = (float*)out.at;
+    Gemm g = {.out = out.at, .out_elem = Elem::f32, .ld_out = 16, .M = 5, .N = 16, .K = 96, .a = a.o, .b = b.o};
+    matmul("warm", g);
+    float once = *first;
+    REQUIRE(once != 0);
+    cudaStream_t s = (cudaStream_t)machine.stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    REQUIRE(cudaStreamBeginCapture(s, cudaStreamCaptureModeGlobal) == cudaSuccess);
+    *first = -1;
+    matmul("captured", g);
+    CHECK(*first == -1);
+    REQUIRE(cudaStreamEndCapture(s, &graph) == cudaSuccess);
+    REQUIRE(cudaGraphInstantiate(&exec, graph) == cudaSuccess);
+    REQUIRE(cudaGraphLaunch(exec, s) == cudaSuccess);
+    CHECK(*first == once);
+    *(float*)a.factor.at *= 2;
+    REQUIRE(cudaGraphLaunch(exec, s) == cudaSuccess);
+    CHECK(*first == 2 * once);
+    cudaGraphExecDestroy(exec), cudaGraphDestroy(graph);
+    REQUIRE(cudaStreamBeginCapture(s, cudaStreamCaptureModeGlobal) == cudaSuccess);
+    g.M = 4;
+    CHECK_THROWS_AS(matmul("new", g), Error);
+    CHECK(standin_lt.last_error == "a search during a capture");
+    CHECK(cudaStreamEndCapture(s, &graph) != cudaSuccess);
+    cudaGetLastError();
+    lt.plans.clear();
+}
 } // namespace

@@ -114,7 +114,8 @@ struct StandInLt {
     int8_t fast_accum = 0;            // of the last one run,
     int type_a = -1, type_b = -1;     // and its types,
     int mode_a = -1;                  // and the mode of its scales
-    bool ask_in_vain = false;         // every search finds nothing, and says SUCCESS, as the library does at times
+    bool in_vain = false;             // searches find nothing and say SUCCESS, as the library's do at times,
+    bool in_vain_for_codes = false;   // or those for FP8 and FP4
     double wrong_by = 1;              // what every product of codes is multiplied by: a chip that is broken
 };
 extern StandInLt standin_lt;
