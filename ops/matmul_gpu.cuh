@@ -88,10 +88,11 @@ inline std::string lt_refusal(const LtProblem& p, int cc, size_t version) {
     if (p.lda < (p.a_T ? p.k : p.m) || p.ldb < (p.b_T ? p.k : p.n) || p.ldd < p.m) return "a leading dimension is too small";
     if (!narrow) {
         if (p.a != p.b || (p.a == Elem::f32 && p.d != Elem::f32)) return "its operands are of two types";
-        if (p.fast_accum || p.scale_mode >= 0) return "scales and fast accumulation are for FP8 and FP4";
+        if (p.fast_accum || p.scale_mode > 0 || p.scales_given) return "scales and fast accumulation are for FP8 and FP4";
         return p.bias && p.align_bias < 16 ? "the bias is not aligned to 16 bytes" : "";
     }
-    if (fp4 ? p.a != p.b || p.scale_mode != CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3 : !is8(p.a) || !is8(p.b))
+    bool for_fp4 = p.scale_mode == CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3;
+    if (fp4 ? p.a != p.b || !for_fp4 : !is8(p.a) || !is8(p.b) || for_fp4 || p.scale_mode < 0)
         return "no kernel multiplies these two formats";
     if (p.a == Elem::e5m2 && p.b == Elem::e5m2) return "E5M2 x E5M2 does not exist";
     if (f < 89 || (p.scale_mode > 0 && f < 100)) return format("sm_%d has no such tensor cores", cc);
@@ -102,7 +103,7 @@ inline std::string lt_refusal(const LtProblem& p, int cc, size_t version) {
     if (p.lda % by || p.ldb % by) return format("leading dimensions %lld and %lld are no multiples of %d", (long long)p.lda, (long long)p.ldb, by);
     if (p.ldd * (p.d == Elem::f32 ? 4 : 2) % 16) return format("rows of %lld elements are not 16 bytes apart", (long long)p.ldd);
     if (p.align_a < 16 || p.align_b < 16 || p.align_d < 16) return "a matrix is not aligned to 16 bytes";
-    if (p.align_scales < 16) return "a scale is not aligned to 16 bytes";
+    if (p.scales_given && p.align_scales < 16) return "a scale is not aligned to 16 bytes";
     if (p.scale_mode > 0 && !p.scales_given) return "scales of blocks are missing";
     if (p.bias && (p.align_bias < 16 || p.d != Elem::bf16)) return "only a BF16 bias, aligned to 16 bytes, is added to FP8";
     if (p.fast_accum && (p.scale_mode != 0 || (f != 89 && f != 90))) return "fast accumulation is for FP8 with one scale, on sm_89 and sm_90";
