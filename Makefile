@@ -68,9 +68,9 @@ B     := build/$(KIND)
 BIN   := $(if $(SAN),$(B)/train,$(if $(filter float,$(ACT)),train-f32,train))
 PLAIN_DIR := build/plain$(if $(SAN),-san)
 PLAIN := $(patsubst %.cpp,$(PLAIN_DIR)/%.o,$(filter-out lab/cast.cpp,$(wildcard ops/*.cpp run/*.cpp report/*.cpp lab/*.cpp data/*.cpp))) \
-         $(if $(filter standin,$(ACT)),,$(B)/ops/cast.o) $(if $(filter bf16 float,$(ACT)),$(B)/lab/cast.o)
+         $(B)/ops/cast.o $(if $(filter bf16 float,$(ACT)),$(B)/lab/cast.o)
 
-.PHONY: all say test test-one test-report test-exhaustive asan fuzz bench loc format format-check clean FORCE
+.PHONY: all say test test-one gpu-tests test-report test-exhaustive asan fuzz bench loc format format-check clean FORCE
 all: say $(BIN)
 say:
 	@echo "$(BIN): $(if $(ARCHS),nvcc for sm_$(subst $() , sm_,$(ARCHS)),$(CXX)$(if $(OPENMP),, without OpenMP (one thread))$(if $(filter 0,$(CUDA)),$(comma) CPU only)) ($(WHY)).$(if $(ARCHS), CPU build: make CUDA=0.,$(if $(NVCC), GPU build: make ARCH=90a (or 80 89 100f 120f) or ARCH=all., GPU build: install the CUDA toolkit.))"
@@ -104,7 +104,7 @@ COMMON   := $(patsubst %.cpp,$(B)/%.o,tests/main.cpp $(if $(filter standin,$(ACT
 TESTS    := $(patsubst %.cpp,$(B)/%.o,$(wildcard tests/$(PREFIX)_*.cpp)) $(COMMON)
 # Those that compute are worth optimizing; the others, which read what was computed, are compiled in half the time.
 COMPUTE  := attention casts corpus data formats formats_golden lanes matmul_cpu model numbers ops recipes sample
-TESTFLAGS = $(filter-out -O3,$(CXXFLAGS)) $(if $(SAN)$(filter-out $(COMPUTE),$(patsubst test_%,%,$(filter test_%,$(*F)))),-O1,-O2) -isystem build/doctest $(addprefix -isystem ,$(wildcard $(patsubst %/bin/nvcc,%/include,$(NVCC)) /usr/local/cuda/include))
+TESTFLAGS = $(filter-out -O3,$(CXXFLAGS)) $(if $(SAN)$(filter standin,$(ACT))$(filter-out $(COMPUTE),$(patsubst test_%,%,$(filter test_%,$(*F)))),-O1,-O2) -isystem build/doctest $(addprefix -isystem ,$(wildcard $(patsubst %/bin/nvcc,%/include,$(NVCC)) /usr/local/cuda/include))
 DOCTEST  := build/doctest/doctest/doctest.h
 test:
 	+@tests/run.sh
@@ -119,6 +119,15 @@ $(DOCTEST):
 	@tests/get_doctest.sh build/doctest
 test-one: $(B)/tests/$(PREFIX)_$(T).o $(COMMON) $(PLAIN)
 	$(CXX) $(SAN) -o $(B)/tests/one-$(T) $^ $(LDLIBS) && $(B)/tests/one-$(T)
+
+# The tests that make sense on a card: the same sources, for the cards that ./train is built for; tests/gpu.sh runs them.
+GPU_TESTS := $(patsubst %,$(B)/tests/%.o,standin_ops standin_fused standin_flash main)
+gpu-tests: $(if $(ARCHS),$(B)/tests/gpu-all,$(error gpu-tests need nvcc and a card, or ARCH=))
+$(B)/tests/gpu-all: $(GPU_TESTS) $(B)/tests/gpu/memory.o $(PLAIN)
+	$(NVCC) $(GENCODE) -Xcompiler $(OPENMP) -o $@ $^ -lcublasLt
+$(GPU_TESTS): $(B)/%.o: %.cpp Makefile $(DOCTEST)
+	@mkdir -p $(@D)
+	$(NVCC) $(NVFLAGS) -Itests/gpu -isystem build/doctest -c $< -o $@
 
 # libFuzzer on what reads files and words: make fuzz, SECONDS each; T=words: that target alone. See tests/fuzz/fuzz.h.
 SECONDS  ?= $(if $(BRIEF),10,20)

@@ -416,7 +416,6 @@ void decode_nvfp4(Y* y, const uint8_t* codes, const uint8_t* scales, const float
 }
 
 // All of these for `act` are compiled once, in ops/cast.cu, because they take a compiler half a minute.
-#ifndef ULP_STANDIN
 #define ULP_CASTS(EXTERN, T)                                                                                           \
     EXTERN template void cast_tensor(uint8_t*, float*, const T*, const float*, Cast, bool, int, int, uint64_t);        \
     EXTERN template void cast_mx(uint8_t*, uint8_t*, const T*, Cast, bool, int, int, uint64_t);                        \
@@ -425,4 +424,3 @@ void decode_nvfp4(Y* y, const uint8_t* codes, const uint8_t* scales, const float
     EXTERN template void hadamard(T*, const T*, int, int);                                                             \
     EXTERN template void amax_tensor(float*, const T*, size_t);
 ULP_CASTS(extern, act)
-#endif

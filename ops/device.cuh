@@ -153,6 +153,7 @@ struct Machine {
     bool debug = false;     // wait for every launch, so that an error names its op (DEBUG=1)
     Kernels kernels = Kernels::fast;
     bool profile = false;
+    long launches = 0;
     struct Cost { long calls = 0; double seconds = 0, bytes = 0, flops = 0; };
     std::map<std::string, Cost> costs; // by op, filled when profiling
 };
@@ -205,12 +206,12 @@ inline Card find_card(std::string& why_not) {
 #endif
     return c;
 }
+// As cuBLASLt reads them: FP8 along K alone but on 10.x, block scales in tiles.
+inline Layout layout_for(int cc) { return {.pad = 32, .transposes = cc / 10 != 10, .tiled = cc >= 100}; }
 // From now on everything runs on that card.
 inline void use_gpu(const Card& c) {
     machine.gpu = true, machine.cc = c.cc == 89 ? 89 : c.cc / 10 * 10;
-    machine.layout = {};
-    if (machine.kernels == Kernels::fast) // FP8 tensor cores but those of 10.x read rows of K alone
-        machine.layout = {.pad = 32, .transposes = machine.cc != 100, .tiled = machine.cc >= 100};
+    machine.layout = machine.kernels == Kernels::fast ? layout_for(c.cc) : Layout();
 #ifdef ULP_GPU
     const char* debug = getenv("DEBUG");
     machine.debug = debug && *debug && std::string(debug) != "0";
@@ -234,6 +235,7 @@ void launch(const char* name, void (*kernel)(P...), size_t grid, int block, size
     c.gridDim = dim3((unsigned)grid), c.blockDim = dim3(block), c.dynamicSmemBytes = shared_bytes;
     c.stream = (cudaStream_t)machine.stream;
     cuda_check(cudaLaunchKernelEx(&c, kernel, args...), name);
+    machine.launches++;
     if (machine.debug) synchronize(name);
 }
 #endif

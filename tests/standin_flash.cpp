@@ -26,7 +26,7 @@ Result attend(Heads d, const Acts& qkv, const Acts& dout, const Acts* o_given = 
     Acts p(square, act(NAN)), ds(square, act(NAN));
     AttentionScratch scratch = {s.data(), dp.data(), p.data(), ds.data()};
     int at = 128 + shift;
-    long before = standin.launches;
+    long before = machine.launches;
     attention_forward(&o[at], lse.data(), &in[at], scratch, d);
     Result r;
     r.o.assign(&o[at], &o[at] + n), r.lse = lse;
@@ -34,7 +34,7 @@ Result attend(Heads d, const Acts& qkv, const Acts& dout, const Acts* o_given = 
     if (lse_given) lse = *lse_given;
     attention_backward(&dqkv[at], &dy[at], &in[at], &o[at], lse.data(), scratch, d);
     r.dqkv.assign(&dqkv[at], &dqkv[at] + 3 * n);
-    r.launches = standin.launches - before;
+    r.launches = machine.launches - before;
     for (const Acts* x : {&o, &dqkv}) // nothing beside them was written
         for (size_t i = 0; i < x->size(); i++)
             if (i < (size_t)at || i >= x->size() - 128 + shift) REQUIRE((*x)[i].bits == act(NAN).bits);

@@ -27,12 +27,12 @@ struct Codes { // what a sink fills: garbage before
         check_same_bits("sums", sums, want.sums);
     }
 };
-Codes unfused(const Acts& x, Format f, float scale, int R, int C) {
+Codes unfused(const Acts& x, Format f, const float* scale, int R, int C) {
     Codes c(R, C);
     Cast cast = {.elem = f, .scaling = Scaling::delayed};
-    cast_tensor(c.codes.data(), c.amax.data(), x.data(), &scale, cast, false, R, C);
+    cast_tensor(c.codes.data(), c.amax.data(), x.data(), scale, cast, false, R, C);
     transpose_codes(c.transposed.data(), c.codes.data(), f, R, C);
-    c.factors = {1 / scale, scale};
+    c.factors = {1 / *scale, *scale};
     bias_backward(c.sums.data(), x.data(), c.partial.data(), R, C);
     return c;
 }
@@ -44,7 +44,8 @@ TEST_CASE("fused casts: codes, transposed codes, amax, sums of columns and BF16 
         for (Format f : {E4M3, E5M2}) {
             INFO(R, " x ", C, ", ", f.name);
             const size_t n = (size_t)R * C;
-            const float scale = 3.7f;
+            const std::vector<float> scales(1, 3.7f);
+            const float* scale = scales.data();
             Acts x = normals<act>(n, 1), dy = normals<act>(n, 2), dx0 = normals<act>(n, 3);
             x[n / 2] = act(NAN), dy[n / 3] = act(INFINITY);
             const Reals w = normals<real>(C, 4), b = normals<real>(C, 5);
@@ -56,9 +57,9 @@ TEST_CASE("fused casts: codes, transposed codes, amax, sums of columns and BF16 
                 in_every_order([&](Order) {
                     Acts z = dx0;
                     Codes got(R, C);
-                    op(z, got.sink(f, &scale, R, C));
+                    op(z, got.sink(f, scale, R, C));
                     got.check(want), check_same_bits("BF16", z, y);
-                    Sink alone = got.sink(f, &scale, R, C); // codes alone: nothing else is touched
+                    Sink alone = got.sink(f, scale, R, C); // codes alone: nothing else is touched
                     alone.keeps = false, alone.transposed = nullptr, alone.amax = nullptr, alone.sums = nullptr;
                     Codes none(R, C), before(R, C);
                     Acts kept = dx0;
@@ -168,7 +169,7 @@ TEST_CASE("training steps of every recipe, native or emulated as each family of 
                 bool native = false;
                 for (auto& [p, plan] : lt.plans) native |= p.scale_mode >= 0 && plan.refused.empty();
                 int since = r.x.scaling == Scaling::none || r.x.block.cols == 128 ? 999 : is_per_tensor(r.x) ? 89 : 100;
-                CHECK((config.channels == 32 ? native == (cc >= since) : native <= (cc >= since)));
+                if (machine.cc == cc) CHECK((config.channels == 32 ? native == (cc >= since) : native <= (cc >= since)));
             }
         }
 }
