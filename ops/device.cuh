@@ -29,6 +29,7 @@ constexpr int LANES = 32;
 #define KERNEL __global__
 #define BOUNDS(threads, blocks) __launch_bounds__(threads, blocks) // of a block; that a multiprocessor should hold
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
 // what can be called on both machines: `gpu` there, `cpu` here
 #ifdef __CUDA_ARCH__
 #define EITHER(gpu, cpu) gpu
@@ -37,6 +38,11 @@ constexpr int LANES = 32;
 #endif
 HD constexpr bool on_device() { return EITHER(true, false); }
 HD inline int thread_index() { return EITHER((int)threadIdx.x, 0); }
+DEVICE unsigned thread_index_anew() { // read again, so that nothing made of it is kept in registers across a loop
+    unsigned i;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(i));
+    return i;
+}
 HD inline int lane_index() { return EITHER((int)threadIdx.x % LANES, 0); } // blocks are whole warps
 HD inline int block_index() { return EITHER((int)blockIdx.x, 0); }
 HD inline int block_size() { return EITHER((int)blockDim.x, 1); }
@@ -97,6 +103,7 @@ DEVICE uint32_t pack_bf16(float low, float high) { // rounded to nearest even
 #define KERNEL
 #define BOUNDS(threads, blocks)
 #define UNROLL
+#define ROLLED
 #include <device_words.h>
 #else
 #define HD

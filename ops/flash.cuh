@@ -38,22 +38,22 @@ template <int ROWS, int HS> struct Tile {
         return x + (offset ^ (chunks & MASK) * 8) + rows * HS + (chunks & ~MASK) * 8;
     }
     // from rows in global memory, `there` of them, of hs numbers; the rest becomes zeros
-    template <int THREADS> DEVICE void copy(const bf16* from, size_t ld, int there, int hs) {
+    template <int THREADS> DEVICE void copy(const bf16* from, int ld, int there, int hs) {
         constexpr int ACROSS = HS <= 32 ? 4 : HS <= 64 ? 8 : 16, DOWN = THREADS / ACROSS;
-        int row0 = thread_index() / ACROSS, chunk = thread_index() % ACROSS;
-        const bf16* mine = from + row0 * ld + chunk * 8;
+        const int i0 = thread_index_anew(), row0 = i0 / ACROSS, chunk = i0 % ACROSS;
+        int mine = row0 * ld + chunk * 8;
         if (chunk < HS / 8)
             UNROLL for (int i = 0; i < ROWS / DOWN; i++) {
                 int row = row0 + i * DOWN;
                 bool real = row < there && chunk * 8 < hs;
-                cp_async(x + offset(row, chunk), real ? mine + i * DOWN * ld : from, real ? 16 : 0);
+                cp_async(x + offset(row, chunk), from + (mine + i * DOWN * ld), real ? 16 : 0); // of 0 bytes nothing is read
             }
     }
     // A warp's rows of sums times factor(m, half), for row 16 m + 8 half + lane / 4, go through its rows of this tile to
     // global memory.
     template <int MT, class F>
     DEVICE void store(bf16* to, size_t ld, int there, int hs, int row0, const float (&sums)[MT][HS / 8][4], F factor) {
-        int g = lane_index() / 4, t = lane_index() % 4;
+        const int l = thread_index_anew() % LANES, g = l / 4, t = l % 4;
         sync_lanes(); // all lanes have read what was there
         UNROLL for (int m = 0; m < MT; m++)
             UNROLL for (int half = 0; half < 2; half++)
@@ -62,7 +62,7 @@ template <int ROWS, int HS> struct Tile {
                     *(uint32_t*)(x + offset(row0 + m * 16 + half * 8 + g, n) + 2 * t) = pack_bf16(s[0] * f, s[1] * f);
                 }
         sync_lanes();
-        for (int i = lane_index(); i < MT * 16 * HS / 8; i += LANES) {
+        for (int i = l; i < MT * 16 * HS / 8; i += LANES) {
             int row = row0 + i / (HS / 8), chunk = i % (HS / 8);
             if (row < there && chunk * 8 < hs) *(Chunk*)(to + row * ld + chunk * 8) = *(const Chunk*)(x + offset(row, chunk));
         }
@@ -80,8 +80,8 @@ template <int MT, int ROWS, int HS> struct Lying {
     Tile<ROWS, HS>& tile;
     int row0;
     DEVICE void get(uint32_t (&f)[MT][4], int k) const {
-        int mine = tile.offset(row0 + lane_index() % 16, lane_index() / 16);
-        UNROLL for (int m = 0; m < MT; m++) ldmatrix(f[m], tile.after(mine, m * 16, 2 * k));
+        int l = thread_index_anew() % LANES, mine = tile.offset(l % 16, l / 16);
+        UNROLL for (int m = 0; m < MT; m++) ldmatrix(f[m], tile.after(mine, row0 + m * 16, 2 * k));
     }
 };
 template <int MT, int ROWS, int HS> DEVICE void hold(Held<MT, HS>& held, Tile<ROWS, HS>& tile, int row0) {
@@ -90,12 +90,12 @@ template <int MT, int ROWS, int HS> DEVICE void hold(Held<MT, HS>& held, Tile<RO
 // sums (16 MT, 8 NT) += a (16 MT, HS) times the 8 NT rows of b from row0 on, transposed
 template <int MT, int NT, int ROWS, int HS, class A>
 DEVICE void multiply_by_rows(float (&sums)[MT][NT][4], const A& a, Tile<ROWS, HS>& b, int row0) {
-    int l = lane_index(), mine = b.offset(row0 + l % 8 + l / 16 * 8, l / 8 % 2);
+    int l = thread_index_anew() % LANES, mine = b.offset(l % 8 + l / 16 * 8, l / 8 % 2);
     UNROLL for (int k = 0; k < HS / 16; k++) {
         uint32_t fa[MT][4], fb[4];
         a.get(fa, k);
         UNROLL for (int n = 0; n < NT; n += 2) {
-            ldmatrix(fb, b.after(mine, n * 8, 2 * k));
+            ldmatrix(fb, b.after(mine, row0 + n * 8, 2 * k));
             UNROLL for (int m = 0; m < MT; m++) {
                 mma_m16n8k16_bf16(sums[m][n], fa[m], fb[0], fb[1]);
                 mma_m16n8k16_bf16(sums[m][n + 1], fa[m], fb[2], fb[3]);
@@ -106,13 +106,13 @@ DEVICE void multiply_by_rows(float (&sums)[MT][NT][4], const A& a, Tile<ROWS, HS
 // sums (16 MT, HS) += a (16 MT, 8 NT), rounded to BF16, times the 8 NT rows of b from row0 on
 template <int MT, int NT, int ROWS, int HS>
 DEVICE void multiply_by_columns(float (&sums)[MT][HS / 8][4], const float (&a)[MT][NT][4], Tile<ROWS, HS>& b, int row0) {
-    int mine = b.offset(row0 + lane_index() % 16, lane_index() / 16);
+    int l = thread_index_anew() % LANES, mine = b.offset(l % 16, l / 16);
     UNROLL for (int k = 0; k < NT; k += 2) {
         uint32_t fa[MT][4], fb[4];
         UNROLL for (int m = 0; m < MT; m++) // where sums of a product lie is where a left operand is expected
             UNROLL for (int i = 0; i < 4; i++) fa[m][i] = pack_bf16(a[m][k + i / 2][i % 2 * 2], a[m][k + i / 2][i % 2 * 2 + 1]);
         UNROLL for (int n = 0; n < HS / 8; n += 2) {
-            ldmatrix_transposed(fb, b.after(mine, k * 8, n));
+            ldmatrix_transposed(fb, b.after(mine, row0 + k * 8, n));
             UNROLL for (int m = 0; m < MT; m++) {
                 mma_m16n8k16_bf16(sums[m][n], fa[m], fb[0], fb[1]);
                 mma_m16n8k16_bf16(sums[m][n + 1], fa[m], fb[2], fb[3]);
@@ -121,8 +121,8 @@ DEVICE void multiply_by_columns(float (&sums)[MT][HS / 8][4], const float (&a)[M
     }
 }
 template <int MT, int NT, class F> DEVICE void fill(float (&x)[MT][NT][4], F f) { // f(m, n, i)
-    UNROLL for (int m = 0; m < MT; m++)
-        UNROLL for (int n = 0; n < NT; n++)
+    UNROLL for (int n = 0; n < NT; n++)
+        UNROLL for (int m = 0; m < MT; m++)
             UNROLL for (int i = 0; i < 4; i++) x[m][n][i] = f(m, n, i);
 }
 
@@ -155,36 +155,36 @@ template <int HS> KERNEL BOUNDS(128, HS <= 64 ? 2 : 1) void flash_forward_kernel
     Heads::Row row = grid.block(d, true).row, key0 = {row.b, row.h, 0};
     const int q0 = (int)row.t, row0 = thread_index() / LANES * MT * 16, first = q0 + row0; // query of this warp
     const int g = lane_index() / 4, t = lane_index() % 4, there = d.T - q0, keys = there < ROWS ? d.T : q0 + ROWS;
-    const size_t ld = 3 * d.C();
+    const int C = d.NH * d.HS, ld = 3 * C;
     const float c = d.scale() * LOG2E;
-    const bf16 *k = qkv + d.k(key0), *v = qkv + d.v(key0);
+    const bf16* k = qkv + d.k(key0);
 
     s.q.template copy<THREADS>(qkv + d.q(row), ld, there, d.HS);
-    s.k[0].template copy<THREADS>(k, ld, keys, d.HS), s.v[0].template copy<THREADS>(v, ld, keys, d.HS);
+    s.k[0].template copy<THREADS>(k, ld, keys, d.HS), s.v[0].template copy<THREADS>(k + C, ld, keys, d.HS);
     cp_async_commit();
     Held<MT, HS> q;
     float sums[MT][HS / 8][4] = {}, top[MT][2], sum[MT][2] = {};
     for (auto& two : top) two[0] = two[1] = -INFINITY;
-    for (int k0 = 0, buffer = 0; k0 < keys; k0 += KEYS, buffer ^= 1) {
+    ROLLED for (int k0 = 0, buffer = 0; k0 < keys; k0 += KEYS, buffer ^= 1) {
         cp_async_wait<0>();
         sync_threads();
         if (k0 + KEYS < keys) {
-            size_t next = (size_t)(k0 + KEYS) * ld;
-            s.k[buffer ^ 1].template copy<THREADS>(k + next, ld, keys - k0 - KEYS, d.HS);
-            s.v[buffer ^ 1].template copy<THREADS>(v + next, ld, keys - k0 - KEYS, d.HS);
+            k += KEYS * ld;
+            s.k[buffer ^ 1].template copy<THREADS>(k, ld, keys - k0 - KEYS, d.HS);
+            s.v[buffer ^ 1].template copy<THREADS>(k + C, ld, keys - k0 - KEYS, d.HS);
             cp_async_commit();
         }
         if constexpr (HS <= 64)
             if (k0 == 0) hold(q, s.q, row0);
-        for (int from = 0; from < KEYS && k0 + from < first + MT * 16; from += PART) { // later keys are for other warps
+        ROLLED for (int from = 0; from < KEYS && k0 + from < first + MT * 16; from += PART) { // later keys are for other warps
         float p[MT][PART / 8][4] = {};
         if constexpr (HS <= 64) multiply_by_rows(p, q, s.k[buffer], from);
         else multiply_by_rows(p, Lying<MT, ROWS, HS>{s.q, row0}, s.k[buffer], from);
         if (k0 + from + PART - 1 > first)
-            UNROLL for (int m = 0; m < MT; m++)
-                UNROLL for (int n = 0; n < PART / 8; n++)
-                    UNROLL for (int i = 0; i < 4; i++)
-                        if (k0 + from + n * 8 + 2 * t + i % 2 > first + m * 16 + i / 2 * 8 + g) p[m][n][i] = -INFINITY;
+            fill(p, [&](int m, int n, int i) {
+                bool later = k0 + from + n * 8 + 2 * t + i % 2 > first + m * 16 + i / 2 * 8 + g;
+                return later ? -INFINITY : p[m][n][i];
+            });
         UNROLL for (int m = 0; m < MT; m++)
             UNROLL for (int half = 0; half < 2; half++) {
                 float most = top[m][half], part = 0;
@@ -211,7 +211,7 @@ template <int HS> KERNEL BOUNDS(128, HS <= 64 ? 2 : 1) void flash_forward_kernel
                 lse[(row.b * d.NH + row.h) * d.T + q0 + r] = top[m][half] * d.scale() + log_(all);
             all = 1 / all;
         }
-    s.q.store(o + d.o(row), d.C(), there, d.HS, row0, sums, [&](int m, int half) { return sum[m][half]; });
+    s.q.store(o + d.o(row), C, there, d.HS, row0, sums, [&](int m, int half) { return sum[m][half]; });
 }
 
 template <int HS> struct QueryTiles {
@@ -228,13 +228,14 @@ template <int HS> KERNEL BOUNDS(QueryTiles<HS>::THREADS, HS <= 64 ? 2 : 1) void 
     Heads::Row row = grid.block(d, true).row, key0 = {row.b, row.h, 0};
     const int q0 = (int)row.t, row0 = thread_index() / LANES * MT * 16, first = q0 + row0;
     const int g = lane_index() / 4, t = lane_index() % 4, there = d.T - q0, keys = there < ROWS ? d.T : q0 + ROWS;
-    const size_t ld = 3 * d.C(), at = (row.b * d.NH + row.h) * d.T + q0;
+    const int C = d.NH * d.HS, ld = 3 * C;
+    const size_t at = (row.b * d.NH + row.h) * d.T + q0, q_at = d.q(row), o_at = d.o(row);
     const float c = d.scale() * LOG2E;
-    const bf16 *k = qkv + d.k(key0), *v = qkv + d.v(key0);
+    const bf16* k = qkv + d.k(key0);
 
-    s.q.template copy<THREADS>(qkv + d.q(row), ld, there, d.HS);
-    s.dout.template copy<THREADS>(dout + d.o(row), d.C(), there, d.HS);
-    s.k[0].template copy<THREADS>(k, ld, keys, d.HS), s.v[0].template copy<THREADS>(v, ld, keys, d.HS);
+    s.q.template copy<THREADS>(qkv + q_at, ld, there, d.HS);
+    s.dout.template copy<THREADS>(dout + o_at, C, there, d.HS);
+    s.k[0].template copy<THREADS>(k, ld, keys, d.HS), s.v[0].template copy<THREADS>(k + C, ld, keys, d.HS);
     cp_async_commit();
     float minus_D[MT][2], minus_lse[MT][2];
     UNROLL for (int m = 0; m < MT; m++)
@@ -242,7 +243,7 @@ template <int HS> KERNEL BOUNDS(QueryTiles<HS>::THREADS, HS <= 64 ? 2 : 1) void 
             int r = row0 + m * 16 + half * 8 + g;
             float dot = 0;
             for (int chunk = t; chunk * 8 < d.HS && r < there; chunk += 4) {
-                size_t i = d.o(row) + r * d.C() + chunk * 8;
+                size_t i = o_at + r * C + chunk * 8;
                 Chunk a = *(const Chunk*)(dout + i), b = *(const Chunk*)(o + i);
                 UNROLL for (int j = 0; j < 8; j++) dot = fmaf((float)a.x[j], (float)b.x[j], dot);
             }
@@ -252,32 +253,34 @@ template <int HS> KERNEL BOUNDS(QueryTiles<HS>::THREADS, HS <= 64 ? 2 : 1) void 
         }
     Held<MT, HS> q, dy;
     float dq[MT][HS / 8][4] = {};
-    for (int k0 = 0, buffer = 0; k0 < keys; k0 += KEYS, buffer ^= 1) {
+    ROLLED for (int k0 = 0, buffer = 0; k0 < keys; k0 += KEYS, buffer ^= 1) {
         cp_async_wait<0>();
         sync_threads();
         if (k0 == 0) hold(q, s.q, row0), hold(dy, s.dout, row0);
         if (k0 + KEYS < keys) {
-            size_t next = (size_t)(k0 + KEYS) * ld;
-            s.k[buffer ^ 1].template copy<THREADS>(k + next, ld, keys - k0 - KEYS, d.HS);
-            s.v[buffer ^ 1].template copy<THREADS>(v + next, ld, keys - k0 - KEYS, d.HS);
+            k += KEYS * ld;
+            s.k[buffer ^ 1].template copy<THREADS>(k, ld, keys - k0 - KEYS, d.HS);
+            s.v[buffer ^ 1].template copy<THREADS>(k + C, ld, keys - k0 - KEYS, d.HS);
             cp_async_commit();
         }
-        for (int from = 0; from < KEYS && k0 + from < first + MT * 16; from += 32) {
+        ROLLED for (int from = 0; from < KEYS && k0 + from < first + MT * 16; from += 32) {
             float p[MT][4][4] = {}, dp[MT][4][4];
             fill(dp, [&](int m, int, int i) { return minus_D[m][i / 2]; });
             multiply_by_rows(p, q, s.k[buffer], from);
             multiply_by_rows(dp, dy, s.v[buffer], from);
-            bool masked = k0 + from + 31 > first;
+            if (k0 + from + 31 > first)
+                fill(p, [&](int m, int n, int i) {
+                    bool later = k0 + from + n * 8 + 2 * t + i % 2 > first + m * 16 + i / 2 * 8 + g;
+                    return later ? -INFINITY : p[m][n][i];
+                });
             fill(p, [&](int m, int n, int i) {
-                bool later = k0 + from + n * 8 + 2 * t + i % 2 > first + m * 16 + i / 2 * 8 + g;
-                float e = exp2_approx(fmaf(p[m][n][i], c, minus_lse[m][i / 2]));
-                return masked && later ? 0 : e * dp[m][n][i];
+                return exp2_approx(fmaf(p[m][n][i], c, minus_lse[m][i / 2])) * dp[m][n][i];
             });
             multiply_by_columns(dq, p, s.k[buffer], from);
         }
     }
     const float scale = d.scale(); // of dS, left out before
-    s.q.store(dqkv + d.q(row), ld, there, d.HS, row0, dq, [=](int, int) { return scale; });
+    s.q.store(dqkv + q_at, ld, there, d.HS, row0, dq, [=](int, int) { return scale; });
 }
 
 template <int HS> struct KeyTiles {
@@ -293,49 +296,56 @@ template <int HS> KERNEL BOUNDS(KeyTiles<HS>::THREADS, HS <= 64 ? 2 : 1) void fl
     auto& s = shared_memory<Tiles>();
     Heads::Row row = grid.block(d, false).row;
     const int j0 = (int)row.t, row0 = thread_index() / LANES * MT * 16, first = j0 + row0; // key of this warp
-    const int g = lane_index() / 4, t = lane_index() % 4, there = d.T - j0;
-    const size_t ld = 3 * d.C(), at = (row.b * d.NH + row.h) * d.T;
+    const int there = d.T - j0;
+    const int C = d.NH * d.HS, ld = 3 * C;
+    // 32 bits each, and addresses made of them again for each tile: registers are scarce
+    const int token0 = (int)row.b * d.T, in_row = (int)row.h * d.HS, at = ((int)row.b * d.NH + (int)row.h) * d.T;
     const float c = d.scale() * LOG2E;
 
+    const auto k_at = [&] { return (size_t)(token0 + j0) * ld + in_row + C; };
+    s.k.template copy<THREADS>(qkv + k_at(), ld, there, d.HS);
+    s.v.template copy<THREADS>(qkv + k_at() + C, ld, there, d.HS);
     auto copy_queries = [&](int buffer, int q0) {
-        Heads::Row r = {row.b, row.h, (size_t)q0};
-        s.q[buffer].template copy<THREADS>(qkv + d.q(r), ld, d.T - q0, d.HS);
-        s.dout[buffer].template copy<THREADS>(dout + d.o(r), d.C(), d.T - q0, d.HS);
-        if (int i = thread_index(); i < QUERIES) {
-            size_t n = at + (q0 + i < d.T ? q0 + i : 0);
+        const bf16 *q = qkv + (size_t)(token0 + q0) * ld + in_row, *dy = dout + (size_t)(token0 + q0) * C + in_row;
+        s.q[buffer].template copy<THREADS>(q, ld, d.T - q0, d.HS);
+        s.dout[buffer].template copy<THREADS>(dy, C, d.T - q0, d.HS);
+        if (int i = thread_index_anew(); i < QUERIES) {
             int bytes = q0 + i < d.T ? 4 : 0;
-            cp_async<4>(&s.lse[buffer][i], lse + n, bytes), cp_async<4>(&s.D[buffer][i], D + n, bytes);
+            cp_async<4>(&s.lse[buffer][i], lse + at + q0 + i, bytes), cp_async<4>(&s.D[buffer][i], D + at + q0 + i, bytes);
         }
         cp_async_commit();
     };
-    s.k.template copy<THREADS>(qkv + d.k(row), ld, there, d.HS);
-    s.v.template copy<THREADS>(qkv + d.v(row), ld, there, d.HS);
     copy_queries(0, j0);
     float dk[MT][HS / 8][4] = {}, dv[MT][HS / 8][4] = {};
-    for (int q0 = j0, buffer = 0; q0 < d.T; q0 += QUERIES, buffer ^= 1) {
+    ROLLED for (int q0 = j0, buffer = 0; q0 < d.T; q0 += QUERIES, buffer ^= 1) {
         cp_async_wait<0>();
         sync_threads();
         if (q0 + QUERIES < d.T) copy_queries(buffer ^ 1, q0 + QUERIES);
-        for (int from = 0; from < QUERIES; from += 32) {
+        ROLLED for (int from = 0; from < QUERIES; from += 32) {
             if (q0 + from + 31 < first) continue; // all queries are earlier than this warp's keys
+            const int l = thread_index_anew() % LANES, g = l / 4, t = l % 4;
             float p[MT][4][4] = {}, ds[MT][4][4]; // (keys, queries)
             multiply_by_rows(p, Lying<MT, ROWS, HS>{s.k, row0}, s.q[buffer], from);
-            bool masked = q0 + from < first + MT * 16 - 1;
+            if (q0 + from < first + MT * 16 - 1)
+                fill(p, [&](int m, int n, int i) {
+                    bool later = first + m * 16 + i / 2 * 8 + g > q0 + from + n * 8 + 2 * t + i % 2;
+                    return later ? -INFINITY : p[m][n][i];
+                });
+            fill(ds, [](int, int, int) { return 0; });
+            multiply_by_rows(ds, Lying<MT, ROWS, HS>{s.v, row0}, s.dout[buffer], from);
             fill(p, [&](int m, int n, int i) {
                 int query = from + n * 8 + 2 * t + i % 2;
                 float e = exp2_approx(fmaf(p[m][n][i], c, -s.lse[buffer][query] * LOG2E));
-                return masked && first + m * 16 + i / 2 * 8 + g > q0 + query ? 0 : e;
+                ds[m][n][i] = e * (ds[m][n][i] - s.D[buffer][query]);
+                return e;
             });
             multiply_by_columns(dv, p, s.dout[buffer], from);
-            fill(ds, [&](int, int n, int i) { return -s.D[buffer][from + n * 8 + 2 * t + i % 2]; });
-            multiply_by_rows(ds, Lying<MT, ROWS, HS>{s.v, row0}, s.dout[buffer], from);
-            fill(ds, [&](int m, int n, int i) { return p[m][n][i] * ds[m][n][i]; });
             multiply_by_columns(dk, ds, s.q[buffer], from);
         }
     }
     const float scale = d.scale();
-    s.k.store(dqkv + d.k(row), ld, there, d.HS, row0, dk, [=](int, int) { return scale; });
-    s.v.store(dqkv + d.v(row), ld, there, d.HS, row0, dv, [](int, int) { return 1.0f; });
+    s.k.store(dqkv + k_at(), ld, there, d.HS, row0, dk, [=](int, int) { return scale; });
+    s.v.store(dqkv + k_at() + C, ld, there, d.HS, row0, dv, [](int, int) { return 1.0f; });
 }
 
 // --- launchers ---------------------------------------------------------------------------------------------------
