@@ -1,18 +1,19 @@
 // Flash attention (Dao et al. 2022, Dao 2023): the definition in attention.cuh, tile by tile, so that S, P and dS never
 // leave the registers. BF16 on tensor cores by mma.sync, FP32 sums, sm_80 and up. A block takes 128 rows of one head, a
-// warp 32 of them (16 in the backward pass of large heads), and every fragment of the other operand that it loads serves
-// all of its rows: with 16 rows an H100's shared memory would be the limit.
+// warp 32 of them (16 in the backward pass of large heads), and every fragment of the other operand that it loads
+// serves all of its rows: with 16 rows an H100's shared memory would be the limit.
 // - One barrier per tile: what it waits for is there for all, and the other buffer, of the tile before, has been read
 //   by all, so that the next copies may start.
-// - P is exp2(S c - top c), of the largest score so far, rounded to BF16 before it meets v and divided by its sum at the
-//   end; the definition rounds after dividing. The relative error is the same.
+// - P is exp2(S c - top c), of the largest score so far, rounded to BF16 before it meets v and divided by its sum at
+//   the end; the definition rounds after dividing. The relative error is the same.
 // - Backward: two kernels, by queries (S, dP, dq) and by keys (S, dP, dv, dk). They multiply 7 times where one kernel
 //   multiplies 5 times; but that one has to add dq up across blocks: by atomics, which is not deterministic, or from
-//   (T, T) numbers written and read, 4 bytes for 4 * 5 HS operations, as long again as all its products on an H100 at
-//   HS 64. Here the traffic is that of q, k, v, o and do. S comes out transposed in the kernel by keys, so that in both
-//   P and dS are left operands as they lie in the registers.
-// - Rows beyond T and columns beyond the head's size are zeros in shared memory. Keys beyond T are later than any query.
+//   (T, T) numbers written and read, 4 bytes per 10 HS operations, on an H100 at HS 64 as long again as half of all its
+//   products. Here the traffic is that of q, k, v, o and do. S comes out transposed in the kernel by keys, so that in
+//   both P and dS are left operands as they lie in the registers.
+// - Rows beyond T and columns beyond the head's size are zeros in shared memory. Keys beyond T come after any query.
 // - Heads are taken in groups whose k and v fit the L2 cache; in a group, tiles with most work go first.
+// - No kernel spills (make ptxas), which is what thread_index_anew() is for.
 #pragma once
 #include "ops/heads.cuh"
 
@@ -32,12 +33,14 @@ struct alignas(16) Chunk {
 template <int ROWS, int HS> struct Tile {
     static constexpr int MASK = HS % 64 ? 3 : 7; // of the bits of a chunk's number that are permuted
     alignas(128) bf16 x[ROWS * HS];
-    DEVICE static int offset(int row, int chunk) { return row * HS + (chunk ^ ((MASK == 7 ? row : row / 2) & MASK)) * 8; }
+    DEVICE static int offset(int row, int chunk) {
+        return row * HS + (chunk ^ ((MASK == 7 ? row : row / 2) & MASK)) * 8;
+    }
     // `rows` (a multiple of 8) below and `chunks` (an even number) after a place in chunk 0 or 1
     DEVICE const bf16* after(int offset, int rows, int chunks) const {
         return x + (offset ^ (chunks & MASK) * 8) + rows * HS + (chunks & ~MASK) * 8;
     }
-    // from rows in global memory, `there` of them, of hs numbers; the rest becomes zeros
+    // from rows in global memory, `there` of them, of hs numbers; the rest becomes zeros, and nothing is read for it
     template <int THREADS> DEVICE void copy(const bf16* from, int ld, int there, int hs) {
         constexpr int ACROSS = HS <= 32 ? 4 : HS <= 64 ? 8 : 16, DOWN = THREADS / ACROSS;
         const int i0 = thread_index_anew(), row0 = i0 / ACROSS, chunk = i0 % ACROSS;
@@ -46,11 +49,11 @@ template <int ROWS, int HS> struct Tile {
             UNROLL for (int i = 0; i < ROWS / DOWN; i++) {
                 int row = row0 + i * DOWN;
                 bool real = row < there && chunk * 8 < hs;
-                cp_async(x + offset(row, chunk), from + (mine + i * DOWN * ld), real ? 16 : 0); // of 0 bytes nothing is read
+                cp_async(x + offset(row, chunk), from + (mine + i * DOWN * ld), real ? 16 : 0);
             }
     }
-    // A warp's rows of sums times factor(m, half), for row 16 m + 8 half + lane / 4, go through its rows of this tile to
-    // global memory.
+    // A warp's rows of sums times factor(m, half), for row 16 m + 8 half + lane / 4, go through its rows of this tile,
+    // which nobody else reads, to global memory.
     template <int MT, class F>
     DEVICE void store(bf16* to, size_t ld, int there, int hs, int row0, const float (&sums)[MT][HS / 8][4], F factor) {
         const int l = thread_index_anew() % LANES, g = l / 4, t = l % 4;
@@ -64,7 +67,8 @@ template <int ROWS, int HS> struct Tile {
         sync_lanes();
         for (int i = l; i < MT * 16 * HS / 8; i += LANES) {
             int row = row0 + i / (HS / 8), chunk = i % (HS / 8);
-            if (row < there && chunk * 8 < hs) *(Chunk*)(to + row * ld + chunk * 8) = *(const Chunk*)(x + offset(row, chunk));
+            if (row < there && chunk * 8 < hs)
+                *(Chunk*)(to + row * ld + chunk * 8) = *(const Chunk*)(x + offset(row, chunk));
         }
     }
 };
@@ -105,12 +109,16 @@ DEVICE void multiply_by_rows(float (&sums)[MT][NT][4], const A& a, Tile<ROWS, HS
 }
 // sums (16 MT, HS) += a (16 MT, 8 NT), rounded to BF16, times the 8 NT rows of b from row0 on
 template <int MT, int NT, int ROWS, int HS>
-DEVICE void multiply_by_columns(float (&sums)[MT][HS / 8][4], const float (&a)[MT][NT][4], Tile<ROWS, HS>& b, int row0) {
+DEVICE void multiply_by_columns(float (&sums)[MT][HS / 8][4], const float (&a)[MT][NT][4], Tile<ROWS, HS>& b,
+                                int row0) {
     int l = thread_index_anew() % LANES, mine = b.offset(l % 16, l / 16);
     UNROLL for (int k = 0; k < NT; k += 2) {
         uint32_t fa[MT][4], fb[4];
         UNROLL for (int m = 0; m < MT; m++) // where sums of a product lie is where a left operand is expected
-            UNROLL for (int i = 0; i < 4; i++) fa[m][i] = pack_bf16(a[m][k + i / 2][i % 2 * 2], a[m][k + i / 2][i % 2 * 2 + 1]);
+            UNROLL for (int i = 0; i < 4; i++) {
+                const float* two = a[m][k + i / 2] + i % 2 * 2;
+                fa[m][i] = pack_bf16(two[0], two[1]);
+            }
         UNROLL for (int n = 0; n < HS / 8; n += 2) {
             ldmatrix_transposed(fb, b.after(mine, row0 + k * 8, n));
             UNROLL for (int m = 0; m < MT; m++) {
@@ -128,18 +136,13 @@ template <int MT, int NT, class F> DEVICE void fill(float (&x)[MT][NT][4], F f) 
 
 constexpr int ROWS = 128; // of a block
 constexpr float LOG2E = 1.44269504f;
-// Which rows of which head block i takes.
-struct FlashBlock {
-    Heads::Row row; // the first one
-    int tile;       // the how manieth, by work
-};
 struct FlashGrid {
     int heads, tiles, group;
-    DEVICE FlashBlock block(Heads d, bool last_first) const {
+    DEVICE Heads::Row block(Heads d, bool last_first) const { // the first row of this block
         int i = block_index(), from = i / (group * tiles) * group, n = heads - from < group ? heads - from : group;
         int head = from + (i - from * tiles) % n, tile = (i - from * tiles) / n;
         if (last_first) tile = tiles - 1 - tile;
-        return {{(size_t)(head / d.NH), (size_t)(head % d.NH), (size_t)tile * ROWS}, tile};
+        return {(size_t)(head / d.NH), (size_t)(head % d.NH), (size_t)tile * ROWS};
     }
 };
 
@@ -152,7 +155,7 @@ template <int HS> KERNEL BOUNDS(128, HS <= 64 ? 2 : 1) void flash_forward_kernel
                                                                                Heads d, FlashGrid grid) {
     constexpr int MT = 2, KEYS = ForwardTiles<HS>::KEYS, PART = ForwardTiles<HS>::PART, THREADS = 128;
     auto& s = shared_memory<ForwardTiles<HS>>();
-    Heads::Row row = grid.block(d, true).row, key0 = {row.b, row.h, 0};
+    Heads::Row row = grid.block(d, true), key0 = {row.b, row.h, 0};
     const int q0 = (int)row.t, row0 = thread_index() / LANES * MT * 16, first = q0 + row0; // query of this warp
     const int g = lane_index() / 4, t = lane_index() % 4, there = d.T - q0, keys = there < ROWS ? d.T : q0 + ROWS;
     const int C = d.NH * d.HS, ld = 3 * C;
@@ -176,30 +179,33 @@ template <int HS> KERNEL BOUNDS(128, HS <= 64 ? 2 : 1) void flash_forward_kernel
         }
         if constexpr (HS <= 64)
             if (k0 == 0) hold(q, s.q, row0);
-        ROLLED for (int from = 0; from < KEYS && k0 + from < first + MT * 16; from += PART) { // later keys are for other warps
-        float p[MT][PART / 8][4] = {};
-        if constexpr (HS <= 64) multiply_by_rows(p, q, s.k[buffer], from);
-        else multiply_by_rows(p, Lying<MT, ROWS, HS>{s.q, row0}, s.k[buffer], from);
-        if (k0 + from + PART - 1 > first)
-            fill(p, [&](int m, int n, int i) {
-                bool later = k0 + from + n * 8 + 2 * t + i % 2 > first + m * 16 + i / 2 * 8 + g;
-                return later ? -INFINITY : p[m][n][i];
-            });
-        UNROLL for (int m = 0; m < MT; m++)
-            UNROLL for (int half = 0; half < 2; half++) {
-                float most = top[m][half], part = 0;
-                UNROLL for (int n = 0; n < PART / 8; n++)
-                    most = fmaxf(most, fmaxf(p[m][n][half * 2], p[m][n][half * 2 + 1]));
-                most = fmaxf(most, shfl_xor(most, 1)), most = fmaxf(most, shfl_xor(most, 2));
-                float shrink = exp2_approx((top[m][half] - most) * c);
-                UNROLL for (int n = 0; n < PART / 8; n++)
-                    UNROLL for (int i = half * 2; i < half * 2 + 2; i++)
-                        p[m][n][i] = exp2_approx(fmaf(p[m][n][i], c, -most * c)), part += p[m][n][i];
-                UNROLL for (int n = 0; n < HS / 8; n++)
-                    UNROLL for (int i = half * 2; i < half * 2 + 2; i++) sums[m][n][i] *= shrink;
-                sum[m][half] = fmaf(sum[m][half], shrink, part), top[m][half] = most;
-            }
-        multiply_by_columns(sums, p, s.v[buffer], from);
+        // the keys beyond are later than all of this warp's queries
+        ROLLED for (int from = 0; from < KEYS && k0 + from < first + MT * 16; from += PART) {
+            float p[MT][PART / 8][4] = {}, shrink[MT][2];
+            if constexpr (HS <= 64) multiply_by_rows(p, q, s.k[buffer], from);
+            else multiply_by_rows(p, Lying<MT, ROWS, HS>{s.q, row0}, s.k[buffer], from);
+            if (k0 + from + PART - 1 > first)
+                fill(p, [&](int m, int n, int i) {
+                    bool later = k0 + from + n * 8 + 2 * t + i % 2 > first + m * 16 + i / 2 * 8 + g;
+                    return later ? -INFINITY : p[m][n][i];
+                });
+            bool grown = false;
+            UNROLL for (int m = 0; m < MT; m++)
+                UNROLL for (int half = 0; half < 2; half++) {
+                    float most = top[m][half], part = 0;
+                    UNROLL for (int n = 0; n < PART / 8; n++)
+                        most = fmaxf(most, fmaxf(p[m][n][half * 2], p[m][n][half * 2 + 1]));
+                    most = fmaxf(most, shfl_xor(most, 1)), most = fmaxf(most, shfl_xor(most, 2));
+                    UNROLL for (int n = 0; n < PART / 8; n++)
+                        UNROLL for (int i = half * 2; i < half * 2 + 2; i++)
+                            p[m][n][i] = exp2_approx(fmaf(p[m][n][i], c, -most * c)), part += p[m][n][i];
+                    shrink[m][half] = exp2_approx((top[m][half] - most) * c);
+                    sum[m][half] = fmaf(sum[m][half], shrink[m][half], part);
+                    grown |= !(top[m][half] == most), top[m][half] = most;
+                }
+            if (vote(grown)) // else all factors are 1
+                fill(sums, [&](int m, int n, int i) { return sums[m][n][i] * shrink[m][i / 2]; });
+            multiply_by_columns(sums, p, s.v[buffer], from);
         }
     }
     UNROLL for (int m = 0; m < MT; m++)
@@ -225,7 +231,7 @@ template <int HS> KERNEL BOUNDS(QueryTiles<HS>::THREADS, HS <= 64 ? 2 : 1) void 
     using Tiles = QueryTiles<HS>;
     constexpr int MT = Tiles::MT, KEYS = Tiles::KEYS, THREADS = Tiles::THREADS;
     auto& s = shared_memory<Tiles>();
-    Heads::Row row = grid.block(d, true).row, key0 = {row.b, row.h, 0};
+    Heads::Row row = grid.block(d, true), key0 = {row.b, row.h, 0};
     const int q0 = (int)row.t, row0 = thread_index() / LANES * MT * 16, first = q0 + row0;
     const int g = lane_index() / 4, t = lane_index() % 4, there = d.T - q0, keys = there < ROWS ? d.T : q0 + ROWS;
     const int C = d.NH * d.HS, ld = 3 * C;
@@ -294,10 +300,9 @@ template <int HS> KERNEL BOUNDS(KeyTiles<HS>::THREADS, HS <= 64 ? 2 : 1) void fl
     using Tiles = KeyTiles<HS>;
     constexpr int MT = Tiles::MT, QUERIES = Tiles::QUERIES, THREADS = Tiles::THREADS;
     auto& s = shared_memory<Tiles>();
-    Heads::Row row = grid.block(d, false).row;
+    Heads::Row row = grid.block(d, false);
     const int j0 = (int)row.t, row0 = thread_index() / LANES * MT * 16, first = j0 + row0; // key of this warp
-    const int there = d.T - j0;
-    const int C = d.NH * d.HS, ld = 3 * C;
+    const int there = d.T - j0, C = d.NH * d.HS, ld = 3 * C;
     // 32 bits each, and addresses made of them again for each tile: registers are scarce
     const int token0 = (int)row.b * d.T, in_row = (int)row.h * d.HS, at = ((int)row.b * d.NH + (int)row.h) * d.T;
     const float c = d.scale() * LOG2E;
@@ -311,7 +316,8 @@ template <int HS> KERNEL BOUNDS(KeyTiles<HS>::THREADS, HS <= 64 ? 2 : 1) void fl
         s.dout[buffer].template copy<THREADS>(dy, C, d.T - q0, d.HS);
         if (int i = thread_index_anew(); i < QUERIES) {
             int bytes = q0 + i < d.T ? 4 : 0;
-            cp_async<4>(&s.lse[buffer][i], lse + at + q0 + i, bytes), cp_async<4>(&s.D[buffer][i], D + at + q0 + i, bytes);
+            cp_async<4>(&s.lse[buffer][i], lse + at + q0 + i, bytes);
+            cp_async<4>(&s.D[buffer][i], D + at + q0 + i, bytes);
         }
         cp_async_commit();
     };
