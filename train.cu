@@ -488,6 +488,12 @@ static int recipes_command(const Options& o) {
             for (const Stage& s : arm.stages) all.push_back({arm.text, resolve_stage(arm, s)});
     if (all.empty())
         for (const Recipe& r : recipes) all.push_back({r.name, r});
+    if (!o.cc.empty()) {
+        size_t width = 0;
+        for (auto& [text, r] : all) width = std::max(width, text.size());
+        for (auto& [text, r] : all) result(card_text(text, (int)width, r, atoi(o.cc.c_str()), o.json));
+        return 0;
+    }
     if (!o.json) result(format("%-10s %-28s %-28s %-32s %s", "recipe", "x", "w", "dy", "other keys"));
     for (auto& [text, r] : all) {
         if (o.json) {

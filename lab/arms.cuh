@@ -37,6 +37,46 @@ inline bool is_emulated(const std::vector<RecipeStage>& stages) {
     return std::any_of(stages.begin(), stages.end(), [](auto& s) { return any_quantized(s.recipe); });
 }
 
+// --- native or emulated ------------------------------------------------------------------------------------------
+inline const char* const gemm_names[] = {"fprop", "dgrad", "wgrad"};
+struct GemmCasts { const char *a_name, *b_name; Cast a, b; };
+inline GemmCasts gemm_casts(const Recipe& r, int gemm) { // its operands' names and casts, as linear layers have them
+    if (gemm == 0) return {"x", "w", r.fprop ? r.x : Cast{}, r.fprop ? r.w : Cast{}};
+    if (gemm == 1) return {"dy", "w", r.dgrad ? r.dy : Cast{}, r.dgrad ? r.w : Cast{}};
+    return {"dy", "x", r.wgrad ? r.dy : Cast{}, r.wgrad ? r.x : Cast{}};
+}
+inline GemmKind gemm_kind(const GemmCasts& g) {
+    auto side = [](const Cast& c) {
+        bool blocks = c.block.cols > 0;
+        return GemmSide{elem_of(c.elem), blocks ? kind_of(c).scales : Elem::f32, c.block.cols,
+                        !blocks || kind_of(c).scales != Elem::f32 || c.pow2_scales};
+    };
+    return {side(g.a), side(g.b)};
+}
+inline std::string how_on_card(const Recipe& r, int gemm, int cc) {
+    GemmCasts g = gemm_casts(r, gemm);
+    std::string how = how_multiplied(gemm_kind(g), cc, g.a_name, g.b_name);
+    bool fast = gemm == 0 && r.fast_accum && how.starts_with("native FP8") && has_fast_accum(cc);
+    return fast ? how + ", fast accumulation" : how;
+}
+// What `./train recipes --cc N` prints of a recipe: GEMMs that fare alike share a line, or with json each has its own.
+inline std::string card_text(const std::string& name, int width, const Recipe& r, int cc, bool json) {
+    std::string text, first = name, last;
+    for (int i = 0; i < 3; i++) {
+        std::string how = how_on_card(r, i, cc), which = gemm_names[i];
+        GemmCasts g = gemm_casts(r, i);
+        if (json) {
+            Json line = Json(Json::Object).set("recipe", name).set("cc", (int64_t)cc).set("gemm", which);
+            line.set(g.a_name, g.a.elem.name).set(g.b_name, g.b.elem.name).set("native", !how.starts_with("emulated"));
+            text += line.set("how", how).dump() + "\n";
+            continue;
+        }
+        while (i < 2 && how_on_card(r, i + 1, cc) == how) which += std::string(", ") + gemm_names[++i];
+        text += format("%-*s  %-20s  %s\n", width, first.c_str(), which.c_str(), how.c_str()), first = "";
+    }
+    return text.substr(0, text.size() - 1);
+}
+
 inline Json json_of(const Recipe& r) { // every key that the row has a use for
     Json all = Json(Json::Object).set("recipe", r.name);
     for (auto [name, c] : casts_of(r))

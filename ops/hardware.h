@@ -9,13 +9,14 @@
 #include "run/error.h"
 #include <compare>
 
-constexpr int known_cards[] = {80, 86, 87, 89, 90, 100, 103, 120, 121};
+inline bool has_fast_accum(int cc) { return cc == 89 || cc == 90; } // elsewhere FP8 sums are FP32's in any case
 inline int family_of(int cc) { return cc == 89 ? 89 : cc / 10 * 10; }
 
 // One operand: BF16 or FP32 as it is, or codes with one FP32 scale (block 0), or a scale per `block` along k.
 struct GemmSide {
     Elem elem = Elem::bf16, scale = Elem::f32;
     int block = 0;
+    bool exact = true; // BF16 holds values times scales
     auto operator<=>(const GemmSide&) const = default;
 };
 inline bool is_codes(Elem e) { return e != Elem::bf16 && e != Elem::f32; }
@@ -34,6 +35,8 @@ inline bool is_widened(const GemmSide& s) {
 inline std::string why_emulated(const GemmKind& g, int cc, int M = 0, int N = 0, int K = 0, bool k_apart = false) {
     int f = family_of(cc);
     if (!g.any_codes()) return "";
+    if (!g.a.exact || !g.b.exact)
+        return "FP32 scales of blocks multiply sums, which is left to the row function, and slow; pow2_scales=1 is not";
     if (!is_codes(g.a.elem) || !is_codes(g.b.elem)) return "one operand is not quantized, and types do not mix";
     if (g.a.block == 128 || g.b.block == 128)
         return f == 90 ? "blocks of 128: sm_90 multiplies them natively, this program does not yet"
@@ -56,6 +59,7 @@ inline std::string how_multiplied(const GemmKind& g, int cc, const char* a = "a"
     if (!g.any_codes()) return "BF16";
     if (std::string why = why_emulated(g, cc); !why.empty()) return "emulated: " + why;
     std::string how = is_fp4(g) ? "native NVFP4" : g.a.scale == Elem::e8m0 ? "native MXFP8" : "native FP8", wide;
+    if (is_widened(g.a) && is_widened(g.b)) return how + ", widened to E4M3";
     for (auto [side, name] : {std::pair(g.a, a), {g.b, b}})
         if (is_widened(side)) wide += (wide.empty() ? "" : ", ") + std::string(name);
     return wide.empty() ? how : how + ", " + wide + " widened to E4M3";

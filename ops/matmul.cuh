@@ -10,6 +10,7 @@
 // no powers of two) multiply the sum of each block instead, and only the row function does that.
 #pragma once
 #include "fp8.cuh"
+#include "ops/hardware.h"
 #include "ops/matmul_cpu.h"
 
 template <class T> constexpr Elem elem = Elem::f32;

@@ -106,7 +106,7 @@ inline std::string lt_refusal(const LtProblem& p, int cc, size_t version) {
     if (p.scales_given && p.align_scales < 16) return "a scale is not aligned to 16 bytes";
     if (p.scale_mode > 0 && !p.scales_given) return "scales of blocks are missing";
     if (p.bias && (p.align_bias < 16 || p.d != Elem::bf16)) return "only a BF16 bias, aligned to 16 bytes, is added to FP8";
-    if (p.fast_accum && (p.scale_mode != 0 || (f != 89 && f != 90))) return "fast accumulation is for FP8 with one scale, on sm_89 and sm_90";
+    if (p.fast_accum && (p.scale_mode != 0 || !has_fast_accum(cc))) return "fast accumulation is for FP8 with one scale, on sm_89 and sm_90";
     if (fp4 && cc == 103 && p.m % 64 && version < 130300) return "before CUDA 13.2, FP4 with m no multiple of 64 is wrong on sm_103";
     return "";
 }
@@ -278,7 +278,9 @@ inline void add_bias(Gemm s) { // to an FP32 result
 
 // --- 4. native or emulated ----------------------------------------------------------------------------------------
 inline GemmKind kind_of(const Gemm& s) {
-    auto side = [](const Operand& o) { return GemmSide{o.elem, o.scales ? o.scale_elem : Elem::f32, o.scales ? o.block : 0}; };
+    auto side = [](const Operand& o) {
+        return o.scales ? GemmSide{o.elem, o.scale_elem, o.block, o.exact} : GemmSide{o.elem};
+    };
     return {side(s.a), side(s.b)};
 }
 inline std::string why_emulated_here(const Gemm& s) {
@@ -328,7 +330,7 @@ inline void prepare_native(LtProblem& p, LtPointers& q, Gemm& s) {
     else q.scale_a = s.b.scales, q.scale_b = s.a.scales;
     p.scales_given = q.scale_a || q.scale_b;
     p.device_alpha = kind.a.block && (s.a.factor || s.b.factor);
-    p.fast_accum = s.fast_accum && !kind.a.block && (lt.family == 89 || lt.family == 90);
+    p.fast_accum = s.fast_accum && !kind.a.block && has_fast_accum(lt.cc);
     p.bias = s.bias && s.out_elem == Elem::bf16;
 }
 inline void widen(const char* name, Gemm& s) {
@@ -421,7 +423,7 @@ inline std::string native_check(GemmKind kind) {
     };
     for (int i = 0; i < 2; i++) {
         Side& s = side[i];
-        auto [elem, scale, block] = i ? kind.b : kind.a;
+        auto [elem, scale, block, exact] = i ? kind.b : kind.a;
         Format f = format_of(elem);
         int rows = i ? N : M, KB = block ? K / block : 0;
         s.codes.resize(code_bytes(f, (size_t)rows * K)), s.scales.resize(tiled_scale_bytes(rows, KB));

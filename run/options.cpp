@@ -144,6 +144,8 @@ static const OptionRow rows[] = {
     {"threads", "N", {&Options::threads, 1, 4096}, RUNS, "(all cores)", "CPU threads; any number gives the same bits"},
     {"kernels", "reference|portable|fast", {&Options::kernels}, RUNS, "fast",
         "reference: the definitions, slow; portable: no special instructions; fast: whatever this machine has"},
+    {"cc", "80|86|87|89|90|100|103|120|121", {&Options::cc}, RECIPES, "(no card)",
+        "which GEMMs a card of this compute capability multiplies natively, which are emulated there, and why"},
     {"casts", "", {&Options::casts}, BENCH, "", "GB/s of every cast of BF16 matrices, instead of steps"},
     {"profile", "", {&Options::profile}, TRAIN | BENCH | SAMPLE, "", "time and bandwidth of every operation"},
     {"json", "", {&Options::json}, EVAL | EXPORT | SCAN | INSPECT | BENCH | CAST | FORMATS | RECIPES, "", "one JSON object per line"},

@@ -28,7 +28,7 @@ struct Arm {
 
 struct Options {
     std::string command, skip, model, init, data, val_data, order, schedule, prompt, out, round, scale_rule, device,
-        kernels, dump, resume, tokenizer, kv_cache, against;
+        kernels, dump, resume, tokenizer, kv_cache, against, cc;
     std::vector<std::string> args; // what follows the command: CKPT, or FORMAT VALUE.., or ARM..
     std::vector<std::string> words; // the command line as given, `train` left out
     std::set<std::string> given;   // the options on it, without --

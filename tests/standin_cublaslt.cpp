@@ -7,6 +7,10 @@
 
 namespace { // test files share one program
 
+// A card whose GEMMs are cuBLASLt's, whatever a test before has asked for.
+struct LtCard : OnCard {
+    explicit LtCard(int cc = 90) : OnCard(cc) { machine.kernels = Kernels::fast; }
+};
 // n bytes aligned to 256, `off` bytes behind; what is around them is poison
 struct Bytes {
     std::shared_ptr<char> memory;
@@ -143,7 +147,7 @@ const Want wants[] = {{33, 48, 96, Elem::bf16, true, false, true}, {7, 16, 40, E
 
 TEST_CASE("cuBLASLt: FP8 with a scale per tensor is multiplied natively from sm_89 on, any number of rows and any K") {
     for (int cc : {89, 90, 100, 120}) {
-        OnCard card(cc);
+        LtCard card(cc);
         for (Sides s : fp8_sides)
             for (Want w : wants) {
                 Source a = source(s.how, s.a, {w.M, w.K}, 1), b = source(s.how, s.b, {w.N, w.K}, 2);
@@ -162,7 +166,7 @@ TEST_CASE("cuBLASLt: FP8 with a scale per tensor is multiplied natively from sm_
 }
 TEST_CASE("cuBLASLt: before sm_89, and wherever a layout is not FP8's, the same codes are decoded") {
     for (int cc : {80, 90, 120}) {
-        OnCard card(cc);
+        LtCard card(cc);
         for (Sides s : fp8_sides)
             for (Want w : wants) {
                 Shape as = {w.M, w.K}, bs = {w.N, w.K};
@@ -173,7 +177,7 @@ TEST_CASE("cuBLASLt: before sm_89, and wherever a layout is not FP8's, the same 
                 CHECK(standin_lt.type_a == CUDA_R_16BF);
             }
     }
-    OnCard card(90);
+    LtCard card(90);
     for (Want w : {Want{33, 47, 96, Elem::bf16, true}, {5, 31, 96, Elem::f32, false, true}})
         for (Sides s : fp8_sides) { // an odd vocabulary
             Source a = source(s.how, s.a, {w.M, w.K}, 1), b = source(s.how, s.b, {w.N, w.K}, 2);
@@ -192,7 +196,7 @@ TEST_CASE("cuBLASLt: before sm_89, and wherever a layout is not FP8's, the same 
     }
 }
 TEST_CASE("cuBLASLt: on sm_100 FP8 is multiplied in every layout, without transposed copies") {
-    OnCard card(100);
+    LtCard card(100);
     for (Sides s : fp8_sides)
         for (bool a_along : {false, true})
             for (bool b_along : {false, true})
@@ -206,7 +210,7 @@ TEST_CASE("cuBLASLt: on sm_100 FP8 is multiplied in every layout, without transp
     CHECK(standin_lt.type_a == CUDA_R_16BF);
 }
 TEST_CASE("cuBLASLt: BF16 and FP32 in every layout, leading dimension and alignment") {
-    OnCard card(90);
+    LtCard card(90);
     for (Elem e : {Elem::bf16, Elem::f32})
         for (bool a_along : {false, true})
             for (bool b_along : {false, true})
@@ -221,7 +225,7 @@ TEST_CASE("cuBLASLt: BF16 and FP32 in every layout, leading dimension and alignm
                     }
 }
 TEST_CASE("cuBLASLt: what it cannot do as it is defined is left to the row function") {
-    OnCard card(90);
+    LtCard card(90);
     long before = standin_lt.matmuls;
     Source a = source(How::plain, Elem::bf16, {9, 20}, 1), b = source(How::plain, Elem::bf16, {16, 20}, 2);
     Bytes out(2 * 9 * 16);
@@ -238,7 +242,7 @@ TEST_CASE("cuBLASLt: what it cannot do as it is defined is left to the row funct
     CHECK(standin_lt.matmuls == before + 1);
 }
 TEST_CASE("cuBLASLt: a plan is looked for once, whatever the pointers, and again for another problem or card") {
-    OnCard card(90);
+    LtCard card(90);
     std::vector<Source> keep;
     auto run = [&](int M, int N, int K, Want extra = {}) {
         keep.push_back(source(How::tensor, Elem::e4m3, {M, K}, keep.size())), keep.push_back(source(How::tensor, Elem::e4m3, {N, K}, 2));
@@ -262,7 +266,7 @@ TEST_CASE("cuBLASLt: a plan is looked for once, whatever the pointers, and again
 }
 TEST_CASE("cuBLASLt: MX and NVFP4 are multiplied natively from sm_100 on, narrow MX elements as E4M3, and else decoded") {
     for (int cc : {80, 90, 100, 120}) {
-        OnCard card(cc);
+        LtCard card(cc);
         for (bool fp4 : {false, true})
             for (Sides s : mx_sides) {
                 if (fp4) s = fp4_sides[0];
@@ -293,7 +297,7 @@ TEST_CASE("cuBLASLt: MX and NVFP4 are multiplied natively from sm_100 on, narrow
 }
 TEST_CASE("cuBLASLt: blocks of 128 with power-of-two scales are decoded everywhere") {
     for (int cc : {80, 90, 100}) {
-        OnCard card(cc);
+        LtCard card(cc);
         for (Want w : wants) {
             Source a = source(How::blockwise, Elem::e4m3, {w.M, w.K}, 1), b = source(How::blockwise, Elem::e5m2, {w.N, w.K}, 2);
             check_gemm("blockwise", a, b, w);
@@ -319,7 +323,7 @@ void forget() { // as a run that begins
 }
 TEST_CASE("cuBLASLt: every native kind passes its check, and a chip that is wrong by 5 % is found out and emulated") {
     for (int cc : {80, 89, 90, 100, 120}) {
-        OnCard card(cc);
+        LtCard card(cc);
         for (double wrong_by : {1.0, 1.05}) {
             forget();
             standin_lt.wrong_by = wrong_by;
@@ -342,7 +346,7 @@ TEST_CASE("cuBLASLt: every native kind passes its check, and a chip that is wron
     }
 }
 TEST_CASE("cuBLASLt: --native makes emulation an error that says why") {
-    OnCard card(90);
+    LtCard card(90);
     lt_start(), forget();
     lt.insist = true;
     Source a = source(How::mx, Elem::e4m3, {33, 96}, 1), b = source(How::mx, Elem::e4m3, {48, 96}, 2);
@@ -358,7 +362,7 @@ TEST_CASE("cuBLASLt: --native makes emulation an error that says why") {
     forget();
 }
 TEST_CASE("cuBLASLt: a search that says SUCCESS and finds nothing is emulation of codes, and an error of BF16") {
-    OnCard card(89); // which no test before has used, so that no plan is there
+    LtCard card(89); // which no test before has used, so that no plan is there
     lt_start(), forget();
     lt.plans.clear();
     Source a = source(How::tensor, Elem::e4m3, {5, 96}, 1), b = source(How::tensor, Elem::e4m3, {16, 96}, 2);
@@ -473,7 +477,7 @@ template <class F> Raw with(F change, Raw r = {}) {
 }
 TEST_CASE("cuBLASLt's stand-in takes what the library takes") {
     for (int cc : {89, 90, 100, 103, 120, 121}) {
-        OnCard card(cc);
+        LtCard card(cc);
         INFO("sm_", cc);
         CHECK(call({}) == "");
         CHECK(call(with([](Raw& r) { r.n = 23; })) == "");
@@ -560,12 +564,12 @@ TEST_CASE("cuBLASLt's stand-in refuses what some version of the library does, an
     };
     for (auto& v : violations)
         for (int cc : v.cards) {
-            OnCard card(cc);
+            LtCard card(cc);
             INFO("sm_", cc, ": ", v.says);
             CHECK(call(v.r).find(v.says) != std::string::npos);
             if (call(v.r).find(v.says) == std::string::npos) MESSAGE(standin_lt.last_error);
         }
-    OnCard card;
+    LtCard card;
     cublasLtMatmulDesc_t op;
     cublasLtMatmulDescCreate(&op, CUBLAS_COMPUTE_32F, CUDA_R_32F);
     int64_t wide = 1;
@@ -578,7 +582,7 @@ TEST_CASE("cuBLASLt's stand-in refuses what some version of the library does, an
 TEST_CASE("cuBLASLt: the rules that are checked before a call are those that the call is refused by") {
     int refused = 0, taken = 0;
     for (int cc : {80, 89, 90, 100, 103, 120}) {
-        OnCard card(cc);
+        LtCard card(cc);
         for (int i = 0; i < 4000; i++) {
             uint64_t bits = random_bits(5, cc * 10000 + i);
             auto pick = [&](auto... of) {
@@ -625,7 +629,7 @@ TEST_CASE("cuBLASLt: the rules that are checked before a call are those that the
     lt.plans.clear(), lt.family = 0, forget();
 }
 TEST_CASE("cuBLASLt: a captured GEMM runs when the graph does, with what then lies there; a search belongs before") {
-    OnCard card(100);
+    LtCard card(100);
     lt_start(), forget();
     Source a = source(How::nvfp4, Elem::e2m1, {5, 96, true, true}, 1), b = source(How::nvfp4, Elem::e2m1, {16, 96, true, true}, 2);
     Bytes out(5 * 16 * 4);

@@ -56,6 +56,7 @@ static const std::vector<Sample> samples = {
     {"train", "sample-every", "6", [](auto& o) { return o.sample_every == 6; }},
     {"train", "stats-every", "7", [](auto& o) { return o.stats_every == 7; }},
     {"train", "dump", "lm_head:x@3", [](auto& o) { return o.dump == "lm_head:x@3"; }},
+    {"recipes", "cc", "103", [](auto& o) { return o.cc == "103"; }},
     {"bench", "casts", nullptr, [](auto& o) { return o.casts; }},
     {"train", "prompt", "Once upon", [](auto& o) { return o.prompt == "Once upon"; }},
     {"train", "tokenizer", "t.bin", [](auto& o) { return o.tokenizer == "t.bin"; }},
