@@ -238,7 +238,7 @@ static size_t baseline_of(const Trainer& run) {
     for (size_t i = 0; i < run.arms.size(); i++)
         if (run.arms[i].text == recipes[0].name) return i;
     for (size_t i = 0; i < run.arms.size(); i++)
-        if (!is_emulated(run.stages[i])) return i;
+        if (!any_quantized(run.stages[i][0].recipe)) return i;
     return 0;
 }
 static void describe(Trainer& run, const std::string& device, const Resumed* before) { // run.json, and a note
@@ -257,10 +257,12 @@ static void describe(Trainer& run, const std::string& device, const Resumed* bef
         state = std::max(state, 12 * (size_t)params + shape.arena.bytes["scales"]);
         Json memory(Json::Object);
         for (auto& [category, bytes] : shape.arena.bytes) memory.set(category, bytes);
-        bool emulated = is_emulated(run.stages[i]);
-        arms.add(Json(Json::Object).set("arm", run.arms[i].text).set("emulated", emulated)
-                     .set("why", emulated ? "no GEMM here takes its formats: their exact values are multiplied in BF16"
-                                          : "it casts nothing")
+        std::string why = "it casts nothing";
+        for (auto& s : run.stages[i])
+            if (any_quantized(s.recipe)) why = "every GEMM of its formats is the card's own";
+        for (auto& s : run.stages[i])
+            if (std::string e = emulation(s.recipe); !e.empty()) why = e;
+        arms.add(Json(Json::Object).set("arm", run.arms[i].text).set("emulated", is_emulated(run.stages[i])).set("why", why)
                      .set("memory_bytes", memory).set("stages", stages_json(run.stages[i], linear_names(c.layers))));
     }
     Json json = Json(Json::Object).set("version", version()).set("command", words).set("device", device)
@@ -286,7 +288,10 @@ static void describe(Trainer& run, const std::string& device, const Resumed* bef
         note("the run's checkpoints take up to %.1f MB, and where %s lies %.1f MB are free", takes / 1e6, run.dir.c_str(),
              room / 1e6);
     for (size_t i = 0; i < run.arms.size(); i++)
-        for (auto& s : run.stages[i]) note("%s", stage_text(s, linear_names(c.layers)).c_str());
+        for (auto& s : run.stages[i]) {
+            note("%s", stage_text(s, linear_names(c.layers)).c_str());
+            if (machine.gpu && any_quantized(s.recipe)) note("%s", card_text("", 0, s.recipe, machine.cc, false).c_str());
+        }
 }
 // gradients.csv: every recipe's error at the baseline's final weights, on the first evaluation batch.
 static void measure_gradients(Trainer& run, const std::string& checkpoint, int64_t seed) {

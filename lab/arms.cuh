@@ -18,25 +18,6 @@ inline Recipe resolve_stage(const Arm& arm, const Stage& stage) try {
     fail_usage("--recipe %s: %s. hint: %s`./train recipes` lists recipes and keys", arm.text.c_str(), e.text.c_str(),
                hint.c_str());
 }
-inline std::vector<RecipeStage> stages_of(const Arm& arm, const Options& o, int L) {
-    std::vector<RecipeStage> stages;
-    for (const Stage& s : arm.stages) {
-        Recipe r = resolve_stage(arm, s);
-        if (r.accum.mbits && o.kernels != "reference")
-            fail_usage("--recipe %s: accum needs --kernels reference, which sums product by product", arm.text.c_str());
-        if (o.native && any_quantized(r))
-            fail("--native: %s would be emulated: its codes and scales, but a BF16 GEMM of their values. hint: leave "
-                 "--native out", arm.text.c_str());
-        std::string skip = o.skip + (o.skip.empty() || r.skip.empty() ? "" : "/") + r.skip;
-        stages.push_back({s.from_step, r, match_layers(skip, linear_names(L))});
-    }
-    return stages;
-}
-// Does some stage cast? Then the very codes and scales are made and their exact values multiplied in BF16.
-inline bool is_emulated(const std::vector<RecipeStage>& stages) {
-    return std::any_of(stages.begin(), stages.end(), [](auto& s) { return any_quantized(s.recipe); });
-}
-
 // --- native or emulated ------------------------------------------------------------------------------------------
 inline const char* const gemm_names[] = {"fprop", "dgrad", "wgrad"};
 struct GemmCasts { const char *a_name, *b_name; Cast a, b; };
@@ -59,6 +40,38 @@ inline std::string how_on_card(const Recipe& r, int gemm, int cc) {
     bool fast = gemm == 0 && r.fast_accum && how.starts_with("native FP8") && has_fast_accum(cc);
     return fast ? how + ", fast accumulation" : how;
 }
+// Why GEMMs of a recipe are emulated on this machine; "" if none is. Emulated: the very codes and scales are made, and
+// their exact values multiplied in BF16.
+inline std::string emulation(const Recipe& r) {
+    if (!any_quantized(r)) return "";
+    if (!machine.gpu || machine.kernels != Kernels::fast)
+        return "no GEMM here takes its formats: their exact values are multiplied in BF16";
+    std::string why;
+    for (int i = 0; i < 3 && why.empty(); i++) {
+        std::string how = how_on_card(r, i, machine.cc), failed = failed_check(gemm_kind(gemm_casts(r, i)));
+        if (!failed.empty()) why = std::string(gemm_names[i]) + ": " + failed;
+        else if (how.starts_with("emulated: ")) why = std::string(gemm_names[i]) + ": " + how.substr(10);
+    }
+    return why;
+}
+inline std::vector<RecipeStage> stages_of(const Arm& arm, const Options& o, int L) {
+    std::vector<RecipeStage> stages;
+    for (const Stage& s : arm.stages) {
+        Recipe r = resolve_stage(arm, s);
+        if (r.accum.mbits && o.kernels != "reference")
+            fail_usage("--recipe %s: accum needs --kernels reference, which sums product by product", arm.text.c_str());
+        prove_gemms({gemm_kind(gemm_casts(r, 0)), gemm_kind(gemm_casts(r, 1)), gemm_kind(gemm_casts(r, 2))}, o.native);
+        if (std::string why = emulation(r); o.native && !why.empty())
+            fail("--native: %s would be emulated: %s. hint: leave --native out", arm.text.c_str(), why.c_str());
+        std::string skip = o.skip + (o.skip.empty() || r.skip.empty() ? "" : "/") + r.skip;
+        stages.push_back({s.from_step, r, match_layers(skip, linear_names(L))});
+    }
+    return stages;
+}
+inline bool is_emulated(const std::vector<RecipeStage>& stages) {
+    return std::any_of(stages.begin(), stages.end(), [](auto& s) { return !emulation(s.recipe).empty(); });
+}
+
 // What `./train recipes --cc N` prints of a recipe: GEMMs that fare alike share a line, or with json each has its own.
 inline std::string card_text(const std::string& name, int width, const Recipe& r, int cc, bool json) {
     std::string text, first = name, last;
@@ -104,7 +117,8 @@ inline std::string stage_text(const RecipeStage& s, const std::vector<std::strin
     std::string text = s.from ? format("from step %lld on ", (long long)s.from) : "", last;
     if (!any_quantized(s.recipe)) return text + s.recipe.name + ": every linear in BF16";
     std::vector<std::string> skipped = skipped_names(s, names);
-    text += format("%s: %zu of %zu linears, emulated", s.recipe.name.c_str(), names.size() - skipped.size(), names.size());
+    text += format("%s: %zu of %zu linears, %s", s.recipe.name.c_str(), names.size() - skipped.size(), names.size(),
+                   emulation(s.recipe).empty() ? "native" : "emulated");
     for (auto [operand, c] : casts_of(s.recipe)) { // x, w e4m3; dy e5m2
         std::string cast = cast_text(*c);
         if (!last.empty() && cast != last) text += " " + last;

@@ -13,10 +13,46 @@ inline double peak_flops(const std::string& device) {
         if (device.find(name) != std::string::npos) return peak;
     return 0;
 }
+// One operation alone, the median of --steps: attention, forward and backward, in FLOP/s that causality leaves.
+inline int bench_op(const Options& o, const std::string& device) {
+    Heads d = {o.batch_size, o.seq_len, o.heads, o.channels / o.heads};
+    size_t n = d.rows() * d.HS, square = attention_scratch(d);
+    Arena a;
+    act *qkv, *out, *dout, *dqkv;
+    real* lse;
+    AttentionScratch s;
+    auto plan = [&] {
+        a.take(qkv, "", 3 * n), a.take(out, "", n), a.take(dout, "", n), a.take(dqkv, "", 3 * n), a.take(lse, "", d.rows());
+        a.take(s.s, "", square), a.take(s.dp, "", square), a.take(s.p, "", square), a.take(s.ds, "", square);
+    };
+    plan();
+    size_t size = std::exchange(a, Arena()).used;
+    a.memory = allocate_zeroed(size), plan();
+    for (size_t i = 0; i < 3 * n; i++) qkv[i] = act((real)random_normal(1, i));
+    for (size_t i = 0; i < n; i++) dout[i] = act((real)random_normal(2, i));
+    std::vector<double> ms[2];
+    for (int64_t step = -2; step <= o.steps; step++)
+        for (int backward : {0, 1}) {
+            synchronize("bench");
+            Stopwatch watch;
+            if (backward) attention_backward(dqkv, dout, qkv, out, lse, s, d);
+            else attention_forward(out, lse, qkv, s, d);
+            synchronize("bench");
+            if (step > 0) ms[backward].push_back(watch.ms());
+        }
+    double forward = median(ms[0]), backward = median(ms[1]), flops = 2.0 * d.rows() * (d.T + 1) * d.HS;
+    auto rate = [](double flops, double ms) { return flops / ms / 1e9; };
+    result(format("bench op=attention batch=%d seq_len=%d heads=%d head_size=%d forward_ms=%.4f TFLOP/s=%.2f backward_ms=%.4f "
+                  "TFLOP/s=%.2f together=%.2f", d.B, d.T, d.NH, d.HS, forward, rate(flops, forward), backward,
+                  rate(2.5 * flops, backward), rate(3.5 * flops, forward + backward)));
+    note("%s; medians of %lld; the backward pass counts 2.5 times the forward's products", device.c_str(), (long long)o.steps);
+    release_memory(a.memory, size);
+    return 0;
+}
 // Whole training steps on random tokens, after a warm-up; the median of --steps. Arms take turns, step by step, so that
 // what else the machine does falls on all of them.
 inline int bench(const Options& o, const std::string& device) {
-    if (o.casts) {
+    if (o.op == "casts") {
         note("%s; GB/s of BF16 input, medians of rounds", device.c_str());
         for (auto [R, C] : {std::pair(3072, 3072), {512, 768}}) {
             result(format("matrices of %d x %d", R, C));
@@ -26,6 +62,8 @@ inline int bench(const Options& o, const std::string& device) {
         }
         return 0;
     }
+    if (!o.op.empty()) return bench_op(o, device);
+    double peak = peak_flops(device);
     Config config = {o.layers, o.heads, o.channels, o.seq_len, o.vocab ? o.vocab : 256};
     std::vector<GPT> models(o.arms.size());
     std::vector<std::vector<double>> ms(o.arms.size());
@@ -73,12 +111,14 @@ inline int bench(const Options& o, const std::string& device) {
         if (o.json)
             result(Json(Json::Object).set("recipe", name).set("model", o.model).set("device", device)
                 .set("ms_per_step", step_ms).set("tokens_per_second", rate).set("tflops", flops / 1e12)
-                .set("of_first", median(ratios)).set("arena_mb", g.arena.used / 1e6)
+                .set("mfu", peak ? Json(flops / peak) : Json()).set("of_first", median(ratios)).set("uplift", 1 / median(ratios))
+                .set("emulated", is_emulated(g.stages)).set("arena_mb", g.arena.used / 1e6)
                 .set("peak_rss_mb", usage.ru_maxrss / 1024.0).dump());
         else
-            result(format("bench recipe=%s model=%s batch=%d seq_len=%d ms/step=%.2f tok/s=%.0f GFLOP/s=%.1f "
-                          "of_first=%.3f arena_MB=%.0f peak_MB=%.0f", name.c_str(), o.model.c_str(), g.B, g.T, step_ms,
-                          rate, flops / 1e9, median(ratios), g.arena.used / 1e6, usage.ru_maxrss / 1024.0));
+            result(format("bench recipe=%s model=%s batch=%d seq_len=%d ms/step=%.2f tok/s=%.0f GFLOP/s=%.1f%s "
+                          "of_first=%.3f%s arena_MB=%.0f peak_MB=%.0f", name.c_str(), o.model.c_str(), g.B, g.T, step_ms,
+                          rate, flops / 1e9, peak ? format(" MFU=%.1f%%", 100 * flops / peak).c_str() : "", median(ratios),
+                          is_emulated(g.stages) ? " emulated" : "", g.arena.used / 1e6, usage.ru_maxrss / 1024.0));
         release(g);
     }
     note("%s; median of %lld steps; of_first: of step times against the first recipe's, which took turns",

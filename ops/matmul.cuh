@@ -12,6 +12,7 @@
 #include "fp8.cuh"
 #include "ops/hardware.h"
 #include "ops/matmul_cpu.h"
+#include <vector>
 
 template <class T> constexpr Elem elem = Elem::f32;
 template <> constexpr Elem elem<bf16> = Elem::bf16;
@@ -154,6 +155,18 @@ inline size_t matmul_scratch_bytes(size_t a, size_t b) {
 #ifdef ULP_GPU
 #include "ops/matmul_gpu.cuh"
 #endif
+// Before the first step: what a card gets wrong is emulated, or with --native an error. And what it was.
+inline void prove_gemms([[maybe_unused]] const std::vector<GemmKind>& kinds, [[maybe_unused]] bool native) {
+#ifdef ULP_GPU
+    if (machine.gpu && machine.kernels == Kernels::fast) lt.insist = native, prove_native(kinds);
+#endif
+}
+inline std::string failed_check([[maybe_unused]] const GemmKind& kind) {
+#ifdef ULP_GPU
+    if (auto it = lt.failed.find(kind); it != lt.failed.end()) return it->second;
+#endif
+    return "";
+}
 // name: fprop, dgrad or wgrad, for --profile. Shapes and strides are the Gemm's; no dimension needs to divide anything.
 inline void matmul(const char* name, const Gemm& s) {
     auto size = [](Elem e) { return format_of(e).bits() / 8.0; };

@@ -28,7 +28,7 @@ struct Arm {
 
 struct Options {
     std::string command, skip, model, init, data, val_data, order, schedule, prompt, out, round, scale_rule, device,
-        kernels, dump, resume, tokenizer, kv_cache, against, cc;
+        kernels, dump, resume, tokenizer, kv_cache, against, cc, op;
     std::vector<std::string> args; // what follows the command: CKPT, or FORMAT VALUE.., or ARM..
     std::vector<std::string> words; // the command line as given, `train` left out
     std::set<std::string> given;   // the options on it, without --
@@ -39,7 +39,7 @@ struct Options {
     int64_t checkpoint_every = 0, steps = 0, warmup = 0, eval_every = 0, sample_every = 0, stats_every = 0, seed = 0;
     double lr = 0, min_lr = 0, weight_decay = 0, grad_clip = 0, temperature = 0, top_p = 0, price = 0;
     float scale = 0;
-    bool recompute = false, native = false, noise_floor = false, override = false, drop_scales = false, casts = false,
+    bool recompute = false, native = false, noise_floor = false, override = false, drop_scales = false,
          profile = false, json = false, quiet = false, help = false, version = false;
 };
 

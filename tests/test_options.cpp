@@ -57,7 +57,7 @@ static const std::vector<Sample> samples = {
     {"train", "stats-every", "7", [](auto& o) { return o.stats_every == 7; }},
     {"train", "dump", "lm_head:x@3", [](auto& o) { return o.dump == "lm_head:x@3"; }},
     {"recipes", "cc", "103", [](auto& o) { return o.cc == "103"; }},
-    {"bench", "casts", nullptr, [](auto& o) { return o.casts; }},
+    {"bench", "op", "casts", [](auto& o) { return o.op == "casts"; }},
     {"train", "prompt", "Once upon", [](auto& o) { return o.prompt == "Once upon"; }},
     {"train", "tokenizer", "t.bin", [](auto& o) { return o.tokenizer == "t.bin"; }},
     {"sample", "tokenizer", "vocab.json", [](auto& o) { return o.tokenizer == "vocab.json"; }},
