@@ -3,6 +3,7 @@
 # make ACT=float  ./train-f32, in which activations and operands are FP32
 # make test | asan | fuzz | bench | loc | format | clean
 # make test-report   report.html in a headless browser, where there is one
+# make ptxas     registers and spills of the hot kernels, for every architecture or ARCH=
 # make test-exhaustive   every format's encode() on all 2^32 floats; takes minutes
 ifeq ($(MAKELEVEL),0)
   MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 2)
@@ -70,7 +71,7 @@ PLAIN_DIR := build/plain$(if $(SAN),-san)
 PLAIN := $(patsubst %.cpp,$(PLAIN_DIR)/%.o,$(filter-out lab/cast.cpp,$(wildcard ops/*.cpp run/*.cpp report/*.cpp lab/*.cpp data/*.cpp))) \
          $(B)/ops/cast.o $(if $(filter bf16 float,$(ACT)),$(B)/lab/cast.o)
 
-.PHONY: all say test test-one gpu-tests test-report test-exhaustive asan fuzz bench loc format format-check clean FORCE
+.PHONY: all say test test-one gpu-tests ptxas test-report test-exhaustive asan fuzz bench loc format format-check clean FORCE
 all: say $(BIN)
 say:
 	@echo "$(BIN): $(if $(ARCHS),nvcc for sm_$(subst $() , sm_,$(ARCHS)),$(CXX)$(if $(OPENMP),, without OpenMP (one thread))$(if $(filter 0,$(CUDA)),$(comma) CPU only)) ($(WHY)).$(if $(ARCHS), CPU build: make CUDA=0.,$(if $(NVCC), GPU build: make ARCH=90a (or 80 89 100f 120f) or ARCH=all., GPU build: install the CUDA toolkit.))"
@@ -150,6 +151,8 @@ $(FUZZED): build/fuzz/%.o: %.cpp Makefile
 
 test-report: all
 	@tests/report_browser.sh ./$(BIN)
+ptxas: # registers and spills of the hot kernels on every architecture; a spill is a failure
+	@tests/ptxas.sh $(or $(NVCC),nvcc) $(if $(filter-out all,$(ARCH)),$(ARCH),$(ALL_ARCH))
 test-exhaustive: $(B)/tests/exhaustive
 	$<
 $(B)/tests/exhaustive: $(B)/tests/exhaustive.o

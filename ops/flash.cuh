@@ -53,11 +53,10 @@ template <int ROWS, int HS> struct Tile {
             }
     }
     // A warp's rows of sums times factor(m, half), for row 16 m + 8 half + lane / 4, go through its rows of this tile,
-    // which nobody else reads, to global memory.
+    // which nobody else reads, and which ldmatrix reads for all lanes at once, to global memory.
     template <int MT, class F>
     DEVICE void store(bf16* to, size_t ld, int there, int hs, int row0, const float (&sums)[MT][HS / 8][4], F factor) {
         const int l = thread_index_anew() % LANES, g = l / 4, t = l % 4;
-        sync_lanes(); // all lanes have read what was there
         UNROLL for (int m = 0; m < MT; m++)
             UNROLL for (int half = 0; half < 2; half++)
                 UNROLL for (int n = 0; n < HS / 8; n++) {
@@ -355,6 +354,7 @@ template <int HS> KERNEL BOUNDS(KeyTiles<HS>::THREADS, HS <= 64 ? 2 : 1) void fl
 }
 
 // --- launchers ---------------------------------------------------------------------------------------------------
+static_assert(sizeof(QueryTiles<128>) <= 99 * 1024 && sizeof(KeyTiles<128>) <= 99 * 1024); // sm_89's and sm_120's
 template <class Go> void for_head_size(int hs, Go go) { // zeros fill it up
     if (hs <= 32) go(std::integral_constant<int, 32>());
     else if (hs <= 64) go(std::integral_constant<int, 64>());

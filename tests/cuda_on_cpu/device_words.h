@@ -22,7 +22,7 @@ extern ThreadIndex this_thread;
 
 inline bool on_device() { return this_fiber; }
 inline int thread_index() { return this_thread.thread; }
-inline unsigned thread_index_anew() { return (unsigned) this_thread.thread; }
+inline unsigned thread_index_anew() { return (unsigned)this_thread.thread; }
 inline int lane_index() { return this_thread.thread % 32; }
 inline int block_index() { return this_thread.block; }
 inline int block_size() { return this_thread.threads; }

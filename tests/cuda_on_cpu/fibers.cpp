@@ -186,10 +186,12 @@ bool together(const Fiber& a, const Fiber& b) {
            (a.state == State::returned ||
             (a.where.what == b.where.what && a.where.detail == b.where.detail && a.where.at.line == b.where.at.line));
 }
-// The members of a warp or of a block have to be at one place; says who is not.
-bool agree(Fiber* f, int n, const std::string& who) {
+// The members of a warp, or of the whole block, have to be at one place; says who is not.
+bool agree(Fiber* f, int n, bool warp) {
     for (int i = 1; i < n; i++)
         if (!together(f[0], f[i])) {
+            std::string who = format("threads of block %d", this_thread.block);
+            if (warp) who = format("lanes of warp %d of block %d", f->index / 32, this_thread.block);
             blame(format("%s part ways: %s, %s", who.c_str(), where_is(f[0]).c_str(), where_is(f[i]).c_str()));
             return false;
         }
@@ -207,7 +209,7 @@ void step(int warp, std::vector<int>& lanes) {
         run(f[l]);
         if (!failure.empty()) return;
     }
-    if (!agree(f, 32, format("lanes of warp %d of block %d", warp, this_thread.block))) return;
+    if (!agree(f, 32, true)) return;
     if (f->state == State::returned) standin.warps++;
     if (f->state != State::at_warp) return;
     void* operands[32];
@@ -246,7 +248,7 @@ void run_block(int block, int threads) {
                     step(w, lanes);
                     if (!failure.empty()) return;
                 }
-        if (!agree(fibers.data(), threads, format("threads of block %d", block))) return;
+        if (!agree(fibers.data(), threads, false)) return;
         if (fibers[0].state == State::returned) return;
         standin.barriers++;
         for (int i = 0; i < threads; i++) fibers[i].state = State::ready;
