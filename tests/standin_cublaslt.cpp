@@ -331,7 +331,7 @@ TEST_CASE("cuBLASLt: every native kind passes its check, and a chip that is wron
                 INFO("sm_", cc, " ", how_multiplied(k, cc), " of ", format_of(k.a.elem).name, " x ",
                      format_of(k.b.elem).name);
                 prove_native({k});
-                CHECK_MESSAGE(lt.failed.count(k) == (why_emulated(k, cc).empty() && wrong_by != 1), lt.failed[k]);
+                CHECK((lt.failed.count(k) > 0) == (why_emulated(k, cc).empty() && wrong_by != 1));
             }
             if (wrong_by == 1) continue;
             Source a = source(How::tensor, Elem::e4m3, {33, 96}, 1), b = source(How::tensor, Elem::e4m3, {48, 96}, 2);
