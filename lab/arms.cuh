@@ -1,5 +1,6 @@
 // Arms: from the text of --recipe to the stages a model trains in, and back to text.
 #pragma once
+#include "lab/native.cuh"
 #include "model.cuh"
 #include "run/json.h"
 #include "run/options.h"
@@ -33,6 +34,15 @@ inline GemmKind gemm_kind(const GemmCasts& g) {
                         !blocks || kind_of(c).scales != Elem::f32 || c.pow2_scales};
     };
     return {side(g.a), side(g.b)};
+}
+// Those of all stages, for the check at start-up.
+inline std::vector<GemmKind> gemm_kinds(const std::vector<RecipeStage>& stages) {
+    std::vector<GemmKind> all;
+    for (auto& s : stages)
+        for (int i = 0; i < 3; i++)
+            if (GemmKind k = gemm_kind(gemm_casts(s.recipe, i)); std::find(all.begin(), all.end(), k) == all.end())
+                all.push_back(k);
+    return all;
 }
 inline std::string how_on_card(const Recipe& r, int gemm, int cc) {
     GemmCasts g = gemm_casts(r, gemm);

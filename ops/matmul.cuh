@@ -155,12 +155,7 @@ inline size_t matmul_scratch_bytes(size_t a, size_t b) {
 #ifdef ULP_GPU
 #include "ops/matmul_gpu.cuh"
 #endif
-// Before the first step: what a card gets wrong is emulated, or with --native an error. And what it was.
-inline void prove_gemms([[maybe_unused]] const std::vector<GemmKind>& kinds, [[maybe_unused]] bool native) {
-#ifdef ULP_GPU
-    if (machine.gpu && machine.kernels == Kernels::fast) lt.insist = native, prove_native(kinds);
-#endif
-}
+// How a card failed the check of a kind (lab/native.cuh); "" if it did not.
 inline std::string failed_check([[maybe_unused]] const GemmKind& kind) {
 #ifdef ULP_GPU
     if (auto it = lt.failed.find(kind); it != lt.failed.end()) return it->second;

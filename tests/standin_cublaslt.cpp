@@ -1,6 +1,6 @@
 // GEMMs through cuBLASLt, on cards of every kind, against the row function and a sum in double.
 #include "cublasLt.h"
-#include "ops/matmul.cuh"
+#include "lab/native.cuh"
 #include "standin.h"
 #include "tests/close.h"
 #include <memory>
@@ -70,7 +70,10 @@ Source source(How how, Elem e, Shape s, uint64_t seed) {
     if (how == How::tensor) return x;
     int N = how == How::mx ? 32 : how == How::nvfp4 ? 16 : 128;
     size_t KB = blocks(s.K, N);
-    x.o.block = N, x.o.ld_scales = KB, x.o.scale_elem = how == How::mx ? Elem::e8m0 : how == How::nvfp4 ? Elem::e4m3 : Elem::f32;
+    x.o.block = N, x.o.ld_scales = KB,
+    x.o.scale_elem = how == How::mx      ? Elem::e8m0
+                     : how == How::nvfp4 ? Elem::e4m3
+                                         : Elem::f32;
     x.o.swizzled = s.swizzled;
     size_t bytes = how == How::blockwise ? 4 * s.rows * KB : s.swizzled ? tiled_scale_bytes(s.rows, KB) : s.rows * KB;
     x.scales = Bytes(bytes);
@@ -80,20 +83,27 @@ Source source(How how, Elem e, Shape s, uint64_t seed) {
             size_t at = s.swizzled ? tiled_scale(r, kb, KB) : r * KB + kb;
             int power = (int)random(7) - 3;
             if (how == How::blockwise) ((float*)x.scales.at)[at] = exp2i(power);
-            else x.scales.at[at] = (char)(how == How::mx ? 127 + power : encode(E4M3, exp2i(power) * (1 + 0.125f * random(8))));
+            else
+                x.scales.at[at] =
+                    (char)(how == How::mx ? 127 + power : encode(E4M3, exp2i(power) * (1 + 0.125f * random(8))));
         }
     x.o.scales = x.scales.at;
     if (how == How::nvfp4) *factor = 3.1f, x.o.factor = factor;
     return x;
 }
 
-struct Sides { How how; Elem a, b; };
+struct Sides {
+    How how;
+    Elem a, b;
+};
 const Sides fp8_sides[] = {{How::tensor, Elem::e4m3, Elem::e4m3},
                            {How::tensor, Elem::e5m2, Elem::e4m3},
                            {How::tensor, Elem::e4m3, Elem::e5m2}};
 const Sides wide_sides[] = {{How::tensor, Elem::e2m1, Elem::e3m2}, {How::tensor, Elem::e2m3, Elem::e5m2}};
-const Sides mx_sides[] = {{How::mx, Elem::e4m3, Elem::e4m3}, {How::mx, Elem::e5m2, Elem::e4m3},
-                          {How::mx, Elem::e2m1, Elem::e2m1}, {How::mx, Elem::e3m2, Elem::e2m3},
+const Sides mx_sides[] = {{How::mx, Elem::e4m3, Elem::e4m3},
+                          {How::mx, Elem::e5m2, Elem::e4m3},
+                          {How::mx, Elem::e2m1, Elem::e2m1},
+                          {How::mx, Elem::e3m2, Elem::e2m3},
                           {How::mx, Elem::e2m1, Elem::e5m2}};
 const Sides fp4_sides[] = {{How::nvfp4, Elem::e2m1, Elem::e2m1}};
 
@@ -113,9 +123,20 @@ void check_gemm(const std::string& what, Source& a, Source& b, Want w, size_t of
         size == 2 ? (void)(((bf16*)bias.at)[i] = bf16(v)) : (void)(((float*)bias.at)[i] = v);
     }
     auto get = [&](Bytes& m, size_t i) { return size == 2 ? (double)(float)((bf16*)m.at)[i] : ((float*)m.at)[i]; };
-    for (size_t i = 0; w.accumulate && i < w.M * ld; i++) ((float*)out.at)[i] = ((float*)row.at)[i] = (float)(i % 17) * 10;
-    Gemm g = {.out = row.at, .out_elem = w.out, .ld_out = ld, .M = w.M, .N = w.N, .K = w.K, .a = a.o, .b = b.o,
-              .scale_a = 0.5f, .scale_b = 3, .accumulate = w.accumulate, .fast_accum = w.fast_accum};
+    for (size_t i = 0; w.accumulate && i < w.M * ld; i++)
+        ((float*)out.at)[i] = ((float*)row.at)[i] = (float)(i % 17) * 10;
+    Gemm g = {.out = row.at,
+              .out_elem = w.out,
+              .ld_out = ld,
+              .M = w.M,
+              .N = w.N,
+              .K = w.K,
+              .a = a.o,
+              .b = b.o,
+              .scale_a = 0.5f,
+              .scale_b = 3,
+              .accumulate = w.accumulate,
+              .fast_accum = w.fast_accum};
     if (w.bias) g.bias = bias.at;
     for (int m = 0; m < w.M; m++) matmul_row(Lanes(), g, {}, m);
     Factors f = factors_of(g);
@@ -141,9 +162,12 @@ void check_gemm(const std::string& what, Source& a, Source& b, Want w, size_t of
             if (!w.accumulate) REQUIRE((uint8_t)out.at[(m * ld + n) * size] == 0xff);
 }
 bool narrow(int type) { return type == CUDA_R_8F_E4M3 || type == CUDA_R_8F_E5M2 || type == CUDA_R_4F_E2M1; }
-const Want wants[] = {{33, 48, 96, Elem::bf16, true, false, true}, {7, 16, 40, Elem::f32, false, true},
-                      {130, 16, 80, Elem::bf16},                   {3, 144, 272, Elem::bf16},
-                      {1, 32, 1, Elem::f32, true},                 {17, 64, 129, Elem::f32}};
+const Want wants[] = {{33, 48, 96, Elem::bf16, true, false, true},
+                      {7, 16, 40, Elem::f32, false, true},
+                      {130, 16, 80, Elem::bf16},
+                      {3, 144, 272, Elem::bf16},
+                      {1, 32, 1, Elem::f32, true},
+                      {17, 64, 129, Elem::f32}};
 
 TEST_CASE("cuBLASLt: FP8 with a scale per tensor is multiplied natively from sm_89 on, any number of rows and any K") {
     for (int cc : {89, 90, 100, 120}) {
@@ -183,7 +207,8 @@ TEST_CASE("cuBLASLt: before sm_89, and wherever a layout is not FP8's, the same 
             Source a = source(s.how, s.a, {w.M, w.K}, 1), b = source(s.how, s.b, {w.N, w.K}, 2);
             check_gemm("odd N", a, b, w);
             CHECK(standin_lt.type_a == CUDA_R_16BF);
-            Source c = source(s.how, s.a, {w.M, 37, true, false, true}, 1), d = source(s.how, s.b, {48, 37, true, false, true}, 2);
+            Source c = source(s.how, s.a, {w.M, 37, true, false, true}, 1),
+                   d = source(s.how, s.b, {48, 37, true, false, true}, 2);
             check_gemm("ragged", c, d, {w.M, 48, 37, w.out});
             CHECK(standin_lt.type_a == CUDA_R_16BF);
         }
@@ -201,7 +226,8 @@ TEST_CASE("cuBLASLt: on sm_100 FP8 is multiplied in every layout, without transp
         for (bool a_along : {false, true})
             for (bool b_along : {false, true})
                 for (Want w : {Want{32, 48, 96, Elem::bf16, true}, {64, 16, 128, Elem::f32, false, true}}) {
-                    Source a = source(s.how, s.a, {w.M, w.K, a_along}, 1), b = source(s.how, s.b, {w.N, w.K, b_along}, 2);
+                    Source a = source(s.how, s.a, {w.M, w.K, a_along}, 1),
+                           b = source(s.how, s.b, {w.N, w.K, b_along}, 2);
                     check_gemm("layouts", a, b, w);
                     CHECK(narrow(standin_lt.type_a));
                 }
@@ -230,7 +256,15 @@ TEST_CASE("cuBLASLt: what it cannot do as it is defined is left to the row funct
     Source a = source(How::plain, Elem::bf16, {9, 20}, 1), b = source(How::plain, Elem::bf16, {16, 20}, 2);
     Bytes out(2 * 9 * 16);
     memset(out.at, 0, 2 * 9 * 16);
-    Gemm g = {.out = out.at, .out_elem = Elem::bf16, .ld_out = 16, .M = 9, .N = 16, .K = 20, .a = a.o, .b = b.o, .accumulate = true};
+    Gemm g = {.out = out.at,
+              .out_elem = Elem::bf16,
+              .ld_out = 16,
+              .M = 9,
+              .N = 16,
+              .K = 20,
+              .a = a.o,
+              .b = b.o,
+              .accumulate = true};
     matmul("bf16 sums", g);
     g.accumulate = false, g.K = 0, matmul("no K", g);
     g.K = 20, machine.kernels = Kernels::portable, matmul("portable", g);
@@ -245,7 +279,8 @@ TEST_CASE("cuBLASLt: a plan is looked for once, whatever the pointers, and again
     LtCard card(90);
     std::vector<Source> keep;
     auto run = [&](int M, int N, int K, Want extra = {}) {
-        keep.push_back(source(How::tensor, Elem::e4m3, {M, K}, keep.size())), keep.push_back(source(How::tensor, Elem::e4m3, {N, K}, 2));
+        keep.push_back(source(How::tensor, Elem::e4m3, {M, K}, keep.size())),
+            keep.push_back(source(How::tensor, Elem::e4m3, {N, K}, 2));
         Want w = extra;
         w.M = M, w.N = N, w.K = K;
         long before = standin_lt.heuristics;
@@ -259,12 +294,13 @@ TEST_CASE("cuBLASLt: a plan is looked for once, whatever the pointers, and again
     CHECK(run(3, 16, 80, {0, 0, 0, Elem::bf16, true}) == 1);
     CHECK(run(3, 16, 80, {0, 0, 0, Elem::bf16, true}) == 0);
     CHECK(run(3, 16, 80, {0, 0, 0, Elem::f32}) == 1);
-    CHECK(run(3, 16, 80, {0, 0, 0, Elem::f32, false, true}) == 0); // beta decides nothing
+    CHECK(run(3, 16, 80, {0, 0, 0, Elem::f32, false, true}) == 0);       // beta decides nothing
     CHECK(run(3, 16, 80, {0, 0, 0, Elem::f32, false, true, true}) == 1); // fast accumulation
     standin.cc = 120, machine.cc = 120;
     CHECK(run(3, 16, 80) == 1);
 }
-TEST_CASE("cuBLASLt: MX and NVFP4 are multiplied natively from sm_100 on, narrow MX elements as E4M3, and else decoded") {
+TEST_CASE(
+    "cuBLASLt: MX and NVFP4 are multiplied natively from sm_100 on, narrow MX elements as E4M3, and else decoded") {
     for (int cc : {80, 90, 100, 120}) {
         LtCard card(cc);
         for (bool fp4 : {false, true})
@@ -277,13 +313,15 @@ TEST_CASE("cuBLASLt: MX and NVFP4 are multiplied natively from sm_100 on, narrow
                     Source b = source(s.how, s.b, {w.N, w.K, true, tiles}, 2);
                     check_gemm(format_of(s.a).name, a, b, w);
                     CHECK(narrow(standin_lt.type_a) == tiles);
-                    if (tiles) CHECK(standin_lt.mode_a == (fp4 ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3
-                                                               : CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0));
+                    if (tiles)
+                        CHECK(standin_lt.mode_a == (fp4 ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3
+                                                        : CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0));
                     if (tiles) CHECK((standin_lt.type_a == CUDA_R_4F_E2M1) == fp4);
                 }
                 if (fp4) break;
             }
-        Source a = source(How::mx, Elem::e2m1, {33, 100, true, cc >= 100}, 1), b = source(How::mx, Elem::e4m3, {47, 100, true, cc >= 100}, 2);
+        Source a = source(How::mx, Elem::e2m1, {33, 100, true, cc >= 100}, 1),
+               b = source(How::mx, Elem::e4m3, {47, 100, true, cc >= 100}, 2);
         check_gemm("odd N, scales in tiles", a, b, {33, 47, 100, Elem::bf16, true});
         CHECK(standin_lt.type_a == CUDA_R_16BF);
         Source c = source(How::mx, Elem::e2m1, {33, 100}, 1), d = source(How::nvfp4, Elem::e2m1, {48, 100}, 2);
@@ -299,7 +337,8 @@ TEST_CASE("cuBLASLt: blocks of 128 with power-of-two scales are decoded everywhe
     for (int cc : {80, 90, 100}) {
         LtCard card(cc);
         for (Want w : wants) {
-            Source a = source(How::blockwise, Elem::e4m3, {w.M, w.K}, 1), b = source(How::blockwise, Elem::e5m2, {w.N, w.K}, 2);
+            Source a = source(How::blockwise, Elem::e4m3, {w.M, w.K}, 1),
+                   b = source(How::blockwise, Elem::e5m2, {w.N, w.K}, 2);
             check_gemm("blockwise", a, b, w);
             CHECK(standin_lt.type_a == CUDA_R_16BF);
         }
@@ -338,7 +377,9 @@ TEST_CASE("cuBLASLt: every native kind passes its check, and a chip that is wron
             check_gemm("broken FP8", a, b, {33, 48, 96});
             CHECK(standin_lt.type_a == CUDA_R_16BF);
             lt.failed.clear(), lt.insist = true;
-            if (cc > 80) CHECK_THROWS_WITH_AS(prove_native(kinds()), doctest::Contains("--native: native FP8 fails its check"), Error);
+            if (cc > 80)
+                CHECK_THROWS_WITH_AS(prove_native(kinds()), doctest::Contains("--native: native FP8 fails its check"),
+                                     Error);
             else CHECK_NOTHROW(prove_native(kinds()));
         }
         forget();
@@ -354,7 +395,9 @@ TEST_CASE("cuBLASLt: --native makes emulation an error that says why") {
     CHECK_THROWS_WITH_AS(matmul("wgrad", g), "--native: wgrad would be emulated: sm_90 has no MX tensor cores", Error);
     Source c = source(How::tensor, Elem::e4m3, {33, 96}, 1), d = source(How::tensor, Elem::e4m3, {47, 96}, 2);
     g.a = c.o, g.b = d.o, g.N = 47;
-    CHECK_THROWS_WITH_AS(matmul("fprop", g), "--native: fprop would be emulated: N = 47 is not a multiple of 16; the next that is: 48", Error);
+    CHECK_THROWS_WITH_AS(matmul("fprop", g),
+                         "--native: fprop would be emulated: N = 47 is not a multiple of 16; the next that is: 48",
+                         Error);
     Source e = source(How::plain, Elem::bf16, {33, 96}, 1), f = source(How::plain, Elem::bf16, {47, 96}, 2);
     g.a = e.o, g.b = f.o;
     CHECK_NOTHROW(matmul("fprop", g));
@@ -370,7 +413,11 @@ TEST_CASE("cuBLASLt: a search that says SUCCESS and finds nothing is emulation o
     Gemm g = {.out = out.at, .out_elem = Elem::f32, .ld_out = 16, .M = 5, .N = 16, .K = 96, .a = c.o, .b = d.o};
     check_gemm("there", c, d, {5, 16, 96}); // BF16 out: its plan is there
     standin_lt.in_vain = true;
-    CHECK_THROWS_WITH_AS(matmul("fprop", g), doctest::Contains("fprop: no plan: it has no algorithm, CUBLAS_STATUS_NOT_SUPPORTED (cuBLASLt 130100, sm_89; m 16 n 5 k 96, A bf16 T lda 96, B bf16 N ldb 96, D fp32 ldd 16"), Error);
+    CHECK_THROWS_WITH_AS(
+        matmul("fprop", g),
+        doctest::Contains("fprop: no plan: there is no algorithm, CUBLAS_STATUS_NOT_SUPPORTED (cuBLASLt 130100, sm_89; "
+                          "m 16 n 5 k 96, A bf16 T ld 96, B bf16 N ld 96, D fp32 N ld 16"),
+        Error);
     standin_lt.in_vain = false, standin_lt.in_vain_for_codes = true;
     check_gemm("in vain", a, b, {5, 16, 96});
     CHECK(standin_lt.type_a == CUDA_R_16BF);
@@ -385,7 +432,8 @@ struct Raw {
     int m = 32, n = 24, k = 64, lda = 64, ldb = 64, ldd = 32;
     cudaDataType_t a = CUDA_R_8F_E4M3, b = CUDA_R_8F_E4M3, c = CUDA_R_16BF, d = CUDA_R_16BF, scale_type = CUDA_R_32F;
     cublasComputeType_t compute = CUBLAS_COMPUTE_32F;
-    int ta = CUBLAS_OP_T, tb = CUBLAS_OP_N, mode_a = 0, mode_b = 0, epilogue = CUBLASLT_EPILOGUE_DEFAULT, bias_type = -1;
+    int ta = CUBLAS_OP_T, tb = CUBLAS_OP_N, mode_a = 0, mode_b = 0, epilogue = CUBLASLT_EPILOGUE_DEFAULT,
+        bias_type = -1;
     int pointer_mode = CUBLASLT_POINTER_MODE_HOST;
     int8_t fast = 0;
     bool scales = true, bias_given = false, scale_on_d = false, amax_on_d = false, scale_on_c = false;
@@ -398,7 +446,8 @@ struct Raw {
 Raw raw_mx(cudaDataType_t type = CUDA_R_8F_E4M3) {
     Raw r;
     r.a = r.b = type;
-    r.mode_a = r.mode_b = type == CUDA_R_4F_E2M1 ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3 : CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0;
+    r.mode_a = r.mode_b =
+        type == CUDA_R_4F_E2M1 ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3 : CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0;
     return r;
 }
 // "" or the sentence it was refused with
@@ -409,7 +458,8 @@ std::string call(const Raw& r) {
     memset(A.at, 0x18, 1 << 15), memset(B.at, 0x18, 1 << 15), memset(scales.at, 0, 4096 + 64), memset(bias.at, 0, 4096);
     for (int o = 0; o < 32; o++) // as block scales: rows o, blocks kb
         for (int kb = 0; kb < r.k / (r.mode_a == 1 ? 16 : 32) && r.mode_a; kb++)
-            scales.at[r.off_scale + tiled_scale(o, kb, 4)] = 56; // n is 24: the rest is padding for B, and is cleared below
+            scales.at[r.off_scale + tiled_scale(o, kb, 4)] =
+                56; // n is 24: the rest is padding for B, and is cleared below
     Bytes scales_b(4096 + 64);
     memcpy(scales_b.at, scales.at, 4096);
     for (int o = r.n; o < 32 && r.mode_a; o++)
@@ -426,8 +476,10 @@ std::string call(const Raw& r) {
         REQUIRE(ok(cublasLtMatmulDescSetAttribute(op, what, &v, sizeof v)));
     };
     set(CUBLASLT_MATMUL_DESC_TRANSA, (int32_t)r.ta), set(CUBLASLT_MATMUL_DESC_TRANSB, (int32_t)r.tb);
-    set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, (int32_t)r.mode_a), set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, (int32_t)r.mode_b);
-    set(CUBLASLT_MATMUL_DESC_EPILOGUE, (int32_t)r.epilogue), set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, (int32_t)r.bias_type);
+    set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, (int32_t)r.mode_a),
+        set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, (int32_t)r.mode_b);
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE, (int32_t)r.epilogue),
+        set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, (int32_t)r.bias_type);
     set(CUBLASLT_MATMUL_DESC_POINTER_MODE, (int32_t)r.pointer_mode), set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, r.fast);
     const void* p = scales.at + r.off_scale;
     if (r.scales) set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, p);
@@ -442,7 +494,8 @@ std::string call(const Raw& r) {
     bool ta = r.ta == CUBLAS_OP_T, tb = r.tb == CUBLAS_OP_T;
     cublasLtMatrixLayoutCreate(&a, r.a, ta ? r.k : r.m, ta ? r.m : r.k, r.lda);
     cublasLtMatrixLayoutCreate(&b, r.b, tb ? r.n : r.k, tb ? r.k : r.n, r.ldb);
-    cublasLtMatrixLayoutCreate(&c, r.c, r.m, r.n, r.ldd + 8 * r.other_c), cublasLtMatrixLayoutCreate(&d, r.d, r.m, r.n, r.ldd);
+    cublasLtMatrixLayoutCreate(&c, r.c, r.m, r.n, r.ldd + 8 * r.other_c),
+        cublasLtMatrixLayoutCreate(&d, r.d, r.m, r.n, r.ldd);
     cublasLtMatmulPreferenceCreate(&wish);
     cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &r.workspace, 8);
     for (int i = 0; i < 4; i++) {
@@ -460,9 +513,9 @@ std::string call(const Raw& r) {
         float one = 1, *scalars = (float*)(device + (1 << 16) + 4096);
         scalars[0] = 1, scalars[1] = r.beta;
         s = cublasLtMatmul(h, op, r.device_scalars ? scalars : &one, A.at + r.off_a, a, B.at + r.off_b, b,
-                           r.device_scalars ? (void*)(scalars + 1) : (void*)&r.beta, r.no_c ? nullptr : D.at + r.off_d, c,
-                           D.at + r.off_d, d, &best.algo, r.host_workspace ? bias.at : device + r.off_workspace, r.give,
-                           (cudaStream_t)machine.stream);
+                           r.device_scalars ? (void*)(scalars + 1) : (void*)&r.beta, r.no_c ? nullptr : D.at + r.off_d,
+                           c, D.at + r.off_d, d, &best.algo, r.host_workspace ? bias.at : device + r.off_workspace,
+                           r.give, (cudaStream_t)machine.stream);
         release_memory(device, 1 << 17);
     }
     CHECK(ok(s) == standin_lt.last_error.empty());
@@ -483,10 +536,15 @@ TEST_CASE("cuBLASLt's stand-in takes what the library takes") {
         CHECK(call(with([](Raw& r) { r.scales = false; })) == "");
         CHECK(call(with([](Raw& r) { r.b = CUDA_R_8F_E5M2; })) == "");
         CHECK(call(with([](Raw& r) { r.c = r.d = CUDA_R_32F, r.beta = 1; })) == "");
-        CHECK(call(with([](Raw& r) { r.c = r.d = CUDA_R_32F, r.epilogue = CUBLASLT_EPILOGUE_BIAS, r.bias_given = true, r.bias_type = CUDA_R_16BF; })) == "");
+        CHECK(call(with([](Raw& r) {
+                  r.c = r.d = CUDA_R_32F, r.epilogue = CUBLASLT_EPILOGUE_BIAS, r.bias_given = true,
+                  r.bias_type = CUDA_R_16BF;
+              })) == "");
         CHECK(call(with([](Raw& r) { r.pointer_mode = 1, r.device_scalars = true; })) == "");
         CHECK(call(with([](Raw& r) { r.no_c = true; })) == "");
-        CHECK(call(with([](Raw& r) { r.a = r.b = CUDA_R_16BF, r.scales = false, r.k = 7, r.lda = 9, r.ldb = 7, r.off_a = 2, r.align = 2; })) == "");
+        CHECK(call(with([](Raw& r) {
+                  r.a = r.b = CUDA_R_16BF, r.scales = false, r.k = 7, r.lda = 9, r.ldb = 7, r.off_a = 2, r.align = 2;
+              })) == "");
         if (cc < 100) continue;
         CHECK(call(raw_mx()) == "");
         CHECK(call(raw_mx(CUDA_R_4F_E2M1)) == "");
@@ -507,7 +565,8 @@ TEST_CASE("cuBLASLt's stand-in refuses what some version of the library does, an
         {{100, 120}, "FP4 on sm_1", with([](Raw& r) { r.ta = CUBLAS_OP_N; }, fp4)},
         {all, "E5M2 x E5M2", with([](Raw& r) { r.a = r.b = CUDA_R_8F_E5M2; })},
         {all, "unsupported combination of types: A e4m3, B bf16", with([](Raw& r) { r.b = CUDA_R_16BF; })},
-        {all, "unsupported combination of types: A bf16, B fp32", with([](Raw& r) { r.a = CUDA_R_16BF, r.b = CUDA_R_32F; })},
+        {all, "unsupported combination of types: A bf16, B fp32",
+         with([](Raw& r) { r.a = CUDA_R_16BF, r.b = CUDA_R_32F; })},
         {all, "D e4m3", with([](Raw& r) { r.d = CUDA_R_8F_E4M3; })},
         {all, "C is bf16 and D fp32", with([](Raw& r) { r.d = CUDA_R_32F; })},
         {all, "k = 72 must be divisible by 16", with([](Raw& r) { r.k = 72, r.lda = r.ldb = 80; })},
@@ -539,13 +598,20 @@ TEST_CASE("cuBLASLt's stand-in refuses what some version of the library does, an
         {all, "a scale or an amax of D", with([](Raw& r) { r.scale_on_d = true; })},
         {all, "a scale or an amax of D", with([](Raw& r) { r.amax_on_d = true; })},
         {all, "a scale of C", with([](Raw& r) { r.scale_on_c = true; })},
-        {all, "epilogue BIAS without a bias pointer", with([](Raw& r) { r.epilogue = CUBLASLT_EPILOGUE_BIAS, r.bias_type = CUDA_R_16BF; })},
+        {all, "epilogue BIAS without a bias pointer",
+         with([](Raw& r) { r.epilogue = CUBLASLT_EPILOGUE_BIAS, r.bias_type = CUDA_R_16BF; })},
         {all, "a bias pointer without the epilogue", with([](Raw& r) { r.bias_given = true; })},
-        {all, "a bias of type 0 where only 14 goes", with([](Raw& r) { r.epilogue = CUBLASLT_EPILOGUE_BIAS, r.bias_given = true, r.bias_type = CUDA_R_32F, r.c = r.d = CUDA_R_32F; })},
+        {all, "a bias of type 0 where only 14 goes", with([](Raw& r) {
+             r.epilogue = CUBLASLT_EPILOGUE_BIAS, r.bias_given = true, r.bias_type = CUDA_R_32F, r.c = r.d = CUDA_R_32F;
+         })},
         {all, "a bias of type -1", with([](Raw& r) { r.epilogue = CUBLASLT_EPILOGUE_BIAS, r.bias_given = true; })},
-        {all, "bias is not aligned", with([](Raw& r) { r.epilogue = CUBLASLT_EPILOGUE_BIAS, r.bias_given = true, r.bias_type = CUDA_R_16BF, r.off_bias = 2; })},
+        {all, "bias is not aligned", with([](Raw& r) {
+             r.epilogue = CUBLASLT_EPILOGUE_BIAS, r.bias_given = true, r.bias_type = CUDA_R_16BF, r.off_bias = 2;
+         })},
         {all, "epilogue 2 is not known here", with([](Raw& r) { r.epilogue = CUBLASLT_EPILOGUE_RELU; })},
-        {{89, 90, 100}, "FAST_ACCUM can be set only for FP8", with([](Raw& r) { r.a = r.b = CUDA_R_16BF, r.scales = false, r.fast = 1; })},
+        {{89, 90, 100}, "FAST_ACCUM can be set only for FP8", with([](Raw& r) {
+             r.a = r.b = CUDA_R_16BF, r.scales = false, r.fast = 1;
+         })},
         {{100}, "FAST_ACCUM can be set only for FP8", with([](Raw& r) { r.fast = 1; }, raw_mx())},
         {{100, 120}, "FAST_ACCUM has no effect on sm_1", with([](Raw& r) { r.fast = 1; })},
         {all, "must be FP32", with([](Raw& r) { r.compute = CUBLAS_COMPUTE_32F_FAST_TF32; })},
@@ -554,8 +620,10 @@ TEST_CASE("cuBLASLt's stand-in refuses what some version of the library does, an
         {all, "C is D, but their layouts differ", with([](Raw& r) { r.other_c = true; })},
         {all, "no C", with([](Raw& r) { r.no_c = true, r.beta = 1; })},
         {all, "no C", with([](Raw& r) { r.no_c = true, r.pointer_mode = 1, r.device_scalars = true; })},
-        {all, "alpha or beta lies on the device, but the pointer mode says host", with([](Raw& r) { r.device_scalars = true; })},
-        {all, "alpha or beta lies on the host, but the pointer mode says device", with([](Raw& r) { r.pointer_mode = 1; })},
+        {all, "alpha or beta lies on the device, but the pointer mode says host",
+         with([](Raw& r) { r.device_scalars = true; })},
+        {all, "alpha or beta lies on the host, but the pointer mode says device",
+         with([](Raw& r) { r.pointer_mode = 1; })},
         {all, "needs 65536 bytes of workspace, not 100", with([](Raw& r) { r.give = 100; })},
         {all, "workspace is not", with([](Raw& r) { r.off_workspace = 16; })},
         {all, "workspace is not", with([](Raw& r) { r.host_workspace = true; })},
@@ -574,7 +642,8 @@ TEST_CASE("cuBLASLt's stand-in refuses what some version of the library does, an
     int64_t wide = 1;
     CHECK(cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSA, &wide, 8) == CUBLAS_STATUS_INVALID_VALUE);
     CHECK(standin_lt.last_error == "attribute 3 has 4 bytes, not 8");
-    CHECK(cublasLtMatmulDescSetAttribute(op, (cublasLtMatmulDescAttributes_t)99, &wide, 8) == CUBLAS_STATUS_INVALID_VALUE);
+    CHECK(cublasLtMatmulDescSetAttribute(op, (cublasLtMatmulDescAttributes_t)99, &wide, 8) ==
+          CUBLAS_STATUS_INVALID_VALUE);
     cublasLtMatmulDescDestroy(op);
 }
 // What the wrapper believes of the library is what the stand-in enforces.
@@ -590,21 +659,26 @@ TEST_CASE("cuBLASLt: the rules that are checked before a call are those that the
                 bits = bits / sizeof...(of);
                 return v;
             };
-            auto rarely = [&](auto usual, auto odd) { return pick(usual, usual, usual, usual, usual, usual, usual, odd); };
+            auto rarely = [&](auto usual, auto odd) {
+                return pick(usual, usual, usual, usual, usual, usual, usual, odd);
+            };
             LtProblem p = {};
-            p.a = pick(Elem::bf16, Elem::e4m3, Elem::e4m3, Elem::e5m2, Elem::e2m1), p.b = rarely(p.a, pick(Elem::bf16, Elem::e4m3, Elem::e5m2, Elem::f32));
+            p.a = pick(Elem::bf16, Elem::e4m3, Elem::e4m3, Elem::e5m2, Elem::e2m1),
+            p.b = rarely(p.a, pick(Elem::bf16, Elem::e4m3, Elem::e5m2, Elem::f32));
             p.d = pick(Elem::bf16, Elem::f32);
             p.m = rarely(64, 56), p.n = rarely(48, 24), p.k = rarely(64, pick(48, 40));
-            p.a_T = rarely(true, false), p.b_T = rarely(true, false);
-            p.lda = rarely(64, pick(96, 80, 72, 40)), p.ldb = rarely(64, pick(96, 80, 72, 40)), p.ldd = rarely(64, pick(66, 72, 40));
+            p.a_along = rarely(true, false), p.b_along = rarely(true, false);
+            p.lda = rarely(64, pick(96, 80, 72, 40)), p.ldb = rarely(64, pick(96, 80, 72, 40)),
+            p.ldd = rarely(64, pick(66, 72, 40));
             p.scale_mode = is_codes(p.a) || is_codes(p.b) ? p.a == Elem::e2m1 ? 1 : pick(0, 0, 0, 2) : -1;
             p.scale_mode = rarely(p.scale_mode, pick(0, 1, 2));
-            p.scales_given = p.scale_mode >= 0 && rarely(true, false);
+            p.scales = p.scale_mode >= 0 && rarely(true, false);
             p.fast_accum = rarely(false, true), p.bias = pick(false, false, true);
             p.align_scales = rarely(16, 8), p.align_bias = rarely(16, 2);
             Bytes scales(4096), bias(4096);
             LtPointers q = {};
-            q.scale_a = q.scale_b = scales.at + (p.align_scales == 8 ? 8 : 0), q.bias = bias.at + (p.align_bias == 2 ? 2 : 0);
+            q.scale_a = q.scale_b = scales.at + (p.align_scales == 8 ? 8 : 0),
+            q.bias = bias.at + (p.align_bias == 2 ? 2 : 0);
             standin_lt.last_error = "";
             lt_start();
             lt.cc = cc;
@@ -630,7 +704,8 @@ TEST_CASE("cuBLASLt: the rules that are checked before a call are those that the
 TEST_CASE("cuBLASLt: a captured GEMM runs when the graph does, with what then lies there; a search belongs before") {
     LtCard card(100);
     lt_start(), forget();
-    Source a = source(How::nvfp4, Elem::e2m1, {5, 96, true, true}, 1), b = source(How::nvfp4, Elem::e2m1, {16, 96, true, true}, 2);
+    Source a = source(How::nvfp4, Elem::e2m1, {5, 96, true, true}, 1),
+           b = source(How::nvfp4, Elem::e2m1, {16, 96, true, true}, 2);
     Bytes out(5 * 16 * 4);
     float* first = (float*)out.at;
     Gemm g = {.out = out.at, .out_elem = Elem::f32, .ld_out = 16, .M = 5, .N = 16, .K = 96, .a = a.o, .b = b.o};

@@ -64,7 +64,8 @@ SAME(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES);
 SAME(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES);
 static_assert(sizeof(ours::cublasLtMatmulAlgo_t) == sizeof(::cublasLtMatmulAlgo_t));
 static_assert(sizeof(ours::cublasLtMatmulHeuristicResult_t) == sizeof(::cublasLtMatmulHeuristicResult_t));
-static_assert(offsetof(ours::cublasLtMatmulHeuristicResult_t, state) == offsetof(::cublasLtMatmulHeuristicResult_t, state));
+static_assert(offsetof(ours::cublasLtMatmulHeuristicResult_t, state) ==
+              offsetof(::cublasLtMatmulHeuristicResult_t, state));
 TEST_CASE("the stand-in of cuBLASLt has NVIDIA's numbers") { CHECK(true); } // that this was compiled is the test
 #else
 TEST_CASE("the stand-in of cuBLASLt has NVIDIA's numbers") { SKIP("no CUDA toolkit is installed to compare with"); }

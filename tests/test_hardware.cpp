@@ -32,7 +32,8 @@ TEST_CASE("./train recipes --cc: --json has an object per GEMM; a card that nobo
     Result r = run(TRAIN, "recipes --cc 90 --json mxfp8,hybrid:fast_accum=0");
     auto all = lines(r.out);
     REQUIRE(all.size() == 6);
-    Json first = parse_json(all[0], "stdout"), fourth = parse_json(all[3], "stdout"), last = parse_json(all[5], "stdout");
+    Json first = parse_json(all[0], "stdout"), fourth = parse_json(all[3], "stdout"),
+         last = parse_json(all[5], "stdout");
     CHECK(first.find("recipe")->text == "mxfp8");
     CHECK(first.find("gemm")->text == "fprop");
     CHECK(first.find("cc")->integer() == 90);
@@ -48,13 +49,27 @@ TEST_CASE("./train recipes --cc: --json has an object per GEMM; a card that nobo
 TEST_CASE("native or emulated: what the chip, the formats and the sizes decide") {
     auto side = [](Elem e, Elem scale = Elem::f32, int block = 0) { return GemmSide{e, scale, block}; };
     using enum Elem;
-    GemmSide fp8 = side(e4m3), grad = side(e5m2), mx = side(e4m3, e8m0, 32), fp4 = side(e2m1, e4m3, 16), plain = side(Elem::bf16);
+    GemmSide fp8 = side(e4m3), grad = side(e5m2), mx = side(e4m3, e8m0, 32), fp4 = side(e2m1, e4m3, 16),
+             plain = side(Elem::bf16);
     GemmSide narrow = side(e2m1), mx4 = side(e2m1, e8m0, 32), blocks = side(e4m3, Elem::f32, 128);
-    struct Row { GemmKind kind; int native_from; };
-    for (auto& [kind, from] : {Row{{fp8, fp8}, 89}, {{grad, fp8}, 89}, {{fp8, grad}, 89}, {{narrow, grad}, 89},
-                               {{mx, mx}, 100}, {{mx4, mx}, 100}, {{fp4, fp4}, 100}, {{plain, plain}, 0},
-                               {{grad, grad}, 999}, {{fp8, plain}, 999}, {{plain, fp4}, 999}, {{mx, fp8}, 999},
-                               {{mx4, fp4}, 999}, {{blocks, blocks}, 999}})
+    struct Row {
+        GemmKind kind;
+        int native_from;
+    };
+    for (auto& [kind, from] : {Row{{fp8, fp8}, 89},
+                               {{grad, fp8}, 89},
+                               {{fp8, grad}, 89},
+                               {{narrow, grad}, 89},
+                               {{mx, mx}, 100},
+                               {{mx4, mx}, 100},
+                               {{fp4, fp4}, 100},
+                               {{plain, plain}, 0},
+                               {{grad, grad}, 999},
+                               {{fp8, plain}, 999},
+                               {{plain, fp4}, 999},
+                               {{mx, fp8}, 999},
+                               {{mx4, fp4}, 999},
+                               {{blocks, blocks}, 999}})
         for (int cc : {80, 86, 87, 89, 90, 100, 103, 120, 121}) {
             INFO(how_multiplied(kind, cc), " on sm_", cc);
             CHECK(why_emulated(kind, cc).empty() == (cc >= from));

@@ -40,7 +40,11 @@ constexpr auto OK = CUBLAS_STATUS_SUCCESS;
 constexpr auto INVALID = CUBLAS_STATUS_INVALID_VALUE, UNSUPPORTED = CUBLAS_STATUS_NOT_SUPPORTED;
 
 Format format_of(cudaDataType t) {
-    return t == CUDA_R_16BF ? BF16 : t == CUDA_R_8F_E4M3 ? E4M3 : t == CUDA_R_8F_E5M2 ? E5M2 : t == CUDA_R_4F_E2M1 ? E2M1 : FP32;
+    return t == CUDA_R_16BF      ? BF16
+           : t == CUDA_R_8F_E4M3 ? E4M3
+           : t == CUDA_R_8F_E5M2 ? E5M2
+           : t == CUDA_R_4F_E2M1 ? E2M1
+                                 : FP32;
 }
 const char* name(cudaDataType t) { return format_of(t).name; }
 bool fp8(cudaDataType t) { return t == CUDA_R_8F_E4M3 || t == CUDA_R_8F_E5M2; }
@@ -50,7 +54,9 @@ bool aligned(const void* p, size_t to) { return (uintptr_t)p % to == 0; }
 int family() { return standin.cc == 89 ? 89 : standin.cc / 10 * 10; }
 
 // The sizes of op(A), op(B): m, n, k.
-struct Sizes { uint64_t m, n, k; };
+struct Sizes {
+    uint64_t m, n, k;
+};
 Sizes sizes_of(const LtMatmulDesc& op, const LtLayout& a, const LtLayout& d) {
     return {d.rows, d.cols, op.transa == CUBLAS_OP_T ? a.rows : a.cols};
 }
@@ -96,7 +102,8 @@ cublasStatus_t check(const LtMatmulDesc& op, const LtLayout& a, const LtLayout& 
         }
         if (mode == CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3 ? !fp4(l->type) : !fp8(l->type))
             return refuse(UNSUPPORTED, "scale mode %d of %c is not for %s", mode, which, name(l->type));
-        bool block = mode == CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3 || mode == CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0;
+        bool block =
+            mode == CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3 || mode == CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0;
         if (mode != CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F && !block)
             return refuse(UNSUPPORTED, "scale mode %d of %c is not known here", mode, which);
         if (block && family() < 100) return refuse(UNSUPPORTED, "sm_%d has no scale mode %d", standin.cc, mode);
@@ -104,7 +111,8 @@ cublasStatus_t check(const LtMatmulDesc& op, const LtLayout& a, const LtLayout& 
         if (!aligned(scale, 16)) return refuse(INVALID, "the scale of %c is not aligned to 16 bytes", which);
     }
     if (op.mode_a != op.mode_b) return refuse(UNSUPPORTED, "scale modes %d and %d do not mix", op.mode_a, op.mode_b);
-    if (op.scale_d || op.amax_d) return refuse(UNSUPPORTED, "a scale or an amax of D, whose type %s has none", name(d.type));
+    if (op.scale_d || op.amax_d)
+        return refuse(UNSUPPORTED, "a scale or an amax of D, whose type %s has none", name(d.type));
     if (op.scale_c) return refuse(UNSUPPORTED, "a scale of C");
 
     // layouts
@@ -121,7 +129,8 @@ cublasStatus_t check(const LtMatmulDesc& op, const LtLayout& a, const LtLayout& 
         if (d.ld * (d.type == CUDA_R_32F ? 4 : 2) % 16)
             return refuse(UNSUPPORTED, "ldd = %lld is not a multiple of 16 bytes", (long long)d.ld);
     }
-    if (a.ld * (int64_t)format_of(a.type).bits() / 8 > INT32_MAX || b.ld * (int64_t)format_of(b.type).bits() / 8 > INT32_MAX)
+    if (a.ld * (int64_t)format_of(a.type).bits() / 8 > INT32_MAX ||
+        b.ld * (int64_t)format_of(b.type).bits() / 8 > INT32_MAX)
         return refuse(UNSUPPORTED, "a leading dimension of 2 GiB");
 
     // what happens at the end
@@ -129,11 +138,11 @@ cublasStatus_t check(const LtMatmulDesc& op, const LtLayout& a, const LtLayout& 
         return refuse(UNSUPPORTED, "epilogue %d is not known here", op.epilogue);
     if (op.epilogue == CUBLASLT_EPILOGUE_BIAS) {
         int type = both_narrow ? (int)CUDA_R_16BF : (int)d.type;
-        if (op.bias_type != type) return refuse(UNSUPPORTED, "a bias of type %d where only %d goes", op.bias_type, type);
+        if (op.bias_type != type)
+            return refuse(UNSUPPORTED, "a bias of type %d where only %d goes", op.bias_type, type);
         if (!op.bias) return refuse(INVALID, "epilogue BIAS without a bias pointer, which the search must know");
         if (!aligned(op.bias, 16)) return refuse(INVALID, "the bias is not aligned to 16 bytes");
-    } else if (op.bias)
-        return refuse(INVALID, "a bias pointer without the epilogue that reads it");
+    } else if (op.bias) return refuse(INVALID, "a bias pointer without the epilogue that reads it");
     if (op.fast_accum) {
         if (!fp8(a.type) || op.mode_a) return refuse(UNSUPPORTED, "FAST_ACCUM can be set only for FP8 with one scale");
         if (family() != 89 && family() != 90)
@@ -142,12 +151,13 @@ cublasStatus_t check(const LtMatmulDesc& op, const LtLayout& a, const LtLayout& 
     return OK;
 }
 // What an algorithm was looked for with; pointers are not part of it, but which of them there are is.
-uint64_t fingerprint(const LtMatmulDesc& o, const LtLayout& a, const LtLayout& b, const LtLayout& c, const LtLayout& d) {
+uint64_t fingerprint(const LtMatmulDesc& o, const LtLayout& a, const LtLayout& b, const LtLayout& c,
+                     const LtLayout& d) {
     uint64_t h = standin.cc;
-    for (uint64_t w : {(uint64_t)o.compute, (uint64_t)o.scale_type, (uint64_t)o.pointer_mode, (uint64_t)o.transa,
-                       (uint64_t)o.transb, (uint64_t)o.epilogue, (uint64_t)o.bias_type, (uint64_t)o.mode_a,
-                       (uint64_t)o.mode_b, (uint64_t)o.fast_accum, (uint64_t)!o.bias, (uint64_t)!o.scale_a,
-                       (uint64_t)!o.scale_b})
+    for (uint64_t w :
+         {(uint64_t)o.compute, (uint64_t)o.scale_type, (uint64_t)o.pointer_mode, (uint64_t)o.transa, (uint64_t)o.transb,
+          (uint64_t)o.epilogue, (uint64_t)o.bias_type, (uint64_t)o.mode_a, (uint64_t)o.mode_b, (uint64_t)o.fast_accum,
+          (uint64_t)!o.bias, (uint64_t)!o.scale_a, (uint64_t)!o.scale_b})
         h = mix(h, w);
     for (const LtLayout* l : {&a, &b, &c, &d})
         for (uint64_t w : {(uint64_t)l->type, l->rows, l->cols, (uint64_t)l->ld}) h = mix(h, w);
@@ -180,7 +190,8 @@ std::vector<double> rows_of(const void* data, const LtLayout& l, bool k_down, ui
         uint64_t tile = at / 512, in = at % 512;
         uint64_t o = tile / (wide / 4) * 128 + in % 16 / 4 * 32 + in / 16, kb = tile % (wide / 4) * 4 + in % 4;
         if (o >= outer || kb >= KB) {
-            if (bytes[at]) fail("scale %llu of %c is padding and not zero but 0x%02x", (unsigned long long)at, which, bytes[at]);
+            if (bytes[at])
+                fail("scale %llu of %c is padding and not zero but 0x%02x", (unsigned long long)at, which, bytes[at]);
             continue;
         }
         double s = N == 32 ? decode(E8M0, bytes[at]) : decode(E4M3, bytes[at] & 0x7f);
@@ -304,7 +315,8 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t h, cublasLtMatmul
     if (!h) return refuse(CUBLAS_STATUS_NOT_INITIALIZED, "no handle");
     if (wanted < 1) return refuse(INVALID, "%d algorithms wanted", wanted);
     void* probe = nullptr; // refused in a capture, as a search may be
-    if (cudaMallocHost(&probe, 1) != cudaSuccess) return refuse(CUBLAS_STATUS_INTERNAL_ERROR, "a search during a capture");
+    if (cudaMallocHost(&probe, 1) != cudaSuccess)
+        return refuse(CUBLAS_STATUS_INTERNAL_ERROR, "a search during a capture");
     cudaFreeHost(probe);
     standin_lt.heuristics++;
     if (standin_lt.in_vain || (standin_lt.in_vain_for_codes && narrow(a->type))) return OK;
@@ -334,20 +346,33 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t op, const
     for (int i = 0; i < 4; i++)
         if (!aligned(matrices[i], algo->data[1 + i]))
             return refuse(INVALID, "%c is not aligned to the %d bytes that the search was told", "ABCD"[i],
-                          (int)algo->data[1 + i]);
+                          (int)algo -> data[1 + i]);
     if (!A || !B || !D || !alpha || !beta) return refuse(INVALID, "a null pointer");
     bool host = op->pointer_mode == CUBLASLT_POINTER_MODE_HOST;
     for (const void* p : {alpha, beta})
         if ((device_bytes(p) > 0) == host)
-            return refuse(INVALID, "alpha or beta lies on the %s, but the pointer mode says %s", host ? "device" : "host",
-                          host ? "host" : "device");
+            return refuse(INVALID, "alpha or beta lies on the %s, but the pointer mode says %s",
+                          host ? "device" : "host", host ? "host" : "device");
     if (!C && (!host || *(const float*)beta != 0)) return refuse(INVALID, "no C");
     if (C == D && !(*c == *d)) return refuse(INVALID, "C is D, but their layouts differ");
-    if (bytes < algo->data[5]) return refuse(INVALID, "the algorithm needs %zu bytes of workspace, not %zu", (size_t)algo->data[5], bytes);
+    if (bytes < algo->data[5])
+        return refuse(INVALID, "the algorithm needs %zu bytes of workspace, not %zu", (size_t)algo->data[5], bytes);
     if (algo->data[5] && (!aligned(workspace, 256) || device_bytes(workspace) < bytes))
         return refuse(INVALID, "the workspace is not on the device, not that large or not aligned to 256 bytes");
-    Call f = {*op, *a, *b, *d, A, B, C, D, host ? nullptr : (const float*)alpha, host ? nullptr : (const float*)beta,
-              host ? *(const float*)alpha : 0, host ? *(const float*)beta : 0, workspace, (size_t)algo->data[5]};
+    Call f = {*op,
+              *a,
+              *b,
+              *d,
+              A,
+              B,
+              C,
+              D,
+              host ? nullptr : (const float*)alpha,
+              host ? nullptr : (const float*)beta,
+              host ? *(const float*)alpha : 0,
+              host ? *(const float*)beta : 0,
+              workspace,
+              (size_t)algo->data[5]};
     standin_lt.matmuls++;
     standin_lt.fast_accum = op->fast_accum, standin_lt.type_a = a->type, standin_lt.type_b = b->type;
     standin_lt.mode_a = op->mode_a;
@@ -356,6 +381,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t op, const
     cudaError_t e = launch_kernel(one, (const void*)marker, [f] {
         if (thread_index() == 0) multiply(f);
     });
-    if (e != cudaSuccess) return refuse(CUBLAS_STATUS_EXECUTION_FAILED, "%s", cudaGetErrorString(e)), cudaGetLastError(), CUBLAS_STATUS_EXECUTION_FAILED;
+    if (e != cudaSuccess)
+        return refuse(CUBLAS_STATUS_EXECUTION_FAILED, "%s", cudaGetErrorString(e)), cudaGetLastError(),
+               CUBLAS_STATUS_EXECUTION_FAILED;
     return OK;
 }

@@ -1,0 +1,115 @@
+// Is what this card multiplies natively what is meant? Every native kind of GEMM that a run will use is run once, on a
+// small problem, against its exact emulation; a kind that fails is emulated from then on.
+#pragma once
+#include "model.cuh"
+#ifdef ULP_GPU
+// A small GEMM of this kind, natively and then emulated, as fprop (BF16 out, a bias, fast accumulation) and as wgrad
+// (FP32, added to). Returns "", or what went wrong.
+// Bound: tensor cores align the products of a step with the largest and cut 13 bits below it (Hopper's, the shortest
+// known); K products and at most K / 16 sums are each cut once by 2^-13 of at most S = sum |a b|.
+// Most values are positive, so that sums are near S and a scale that is found in a wrong place shows.
+inline std::string native_check(GemmKind kind) {
+    constexpr int M = 40, N = 192, K = 160; // more than one tile of scales in rows, and blocks that fill none
+    lt_start();
+    struct Side {
+        std::vector<uint8_t> codes, scales;
+        std::vector<float> values = {}; // (rows, K)
+        float factor[4] = {1.25f};
+        Operand o = {};
+    } side[2];
+    auto hash = [i = 0]() mutable { return (uint32_t)mix(7, i++); };
+    char *memory = allocate_zeroed(1 << 20), *next = memory;
+    auto upload = [&](const void* from, size_t bytes) {
+        char* to = next;
+        cuda_check(cudaMemcpy(to, from, bytes, cudaMemcpyDefault), "native_check");
+        return next += (bytes + 255) / 256 * 256, to;
+    };
+    for (int i = 0; i < 2; i++) {
+        Side& s = side[i];
+        auto [elem, scale, block, exact] = i ? kind.b : kind.a;
+        Format f = format_of(elem);
+        int rows = i ? N : M, KB = block ? K / block : 0;
+        s.codes.resize(code_bytes(f, (size_t)rows * K)), s.scales.resize(tiled_scale_bytes(rows, KB));
+        s.o = codes_of(s.codes.data(), f, true, K);
+        if (block) {
+            s.o.scales = s.scales.data(), s.o.scale_elem = scale, s.o.block = block, s.o.ld_scales = KB;
+            s.o.swizzled = lt.family >= 100;
+        }
+        for (size_t at = 0; at < (size_t)rows * K; at++) {
+            uint32_t code = encode(f, f.max * 0x1p-16f * (float)(int)(hash() % 0x10000) * (hash() % 8 ? 1 : -1));
+            s.codes[f.bits() == 4 ? at / 2 : at] |= code << (f.bits() == 4 ? at % 2 * 4 : 0);
+        }
+        for (int r = 0; r < rows; r++)
+            for (int kb = 0; kb < KB; kb++) {
+                float v = exp2i((int)(hash() % 5) - 2) * (1 + (scale == Elem::e4m3 ? 0.125f * (float)(hash() % 8) : 0));
+                size_t at = s.o.swizzled ? tiled_scale(r, kb, KB) : (size_t)r * KB + kb;
+                s.scales[at] = (uint8_t)encode(format_of(scale), v);
+            }
+        for (int r = 0; r < rows; r++)
+            for (int k = 0; k < K; k++) s.values.push_back((float)fetch(s.o, r, k));
+        s.o.data = upload(s.codes.data(), s.codes.size());
+        if (block) s.o.scales = upload(s.scales.data(), s.scales.size());
+        if (scale != Elem::e8m0) s.o.factor = (const float*)upload(s.factor, 16);
+    }
+    double factor = is_fp4(kind) ? 1.25 * 1.25 / (2688.0 * 2688) : side[0].o.factor ? 1.25 * 1.25 : 1;
+    float unit = (float)factor * format_of(kind.a.elem).max * format_of(kind.b.elem).max; // about a product
+    std::vector<bf16> bias(N);
+    for (bf16& b : bias) b = bf16(unit * (float)(hash() % 64));
+    std::string wrong;
+    bool insist = std::exchange(lt.insist, false);
+    for (bool fprop : {true, false}) {
+        size_t bytes = (size_t)M * N * (fprop ? 2 : 4);
+        std::vector<float> start(M * N, 20 * unit);
+        Gemm g = {.out = nullptr, .out_elem = fprop ? Elem::bf16 : Elem::f32, .ld_out = N, .M = M, .N = N, .K = K,
+                  .a = side[0].o, .b = side[1].o, .accumulate = !fprop, .fast_accum = fprop};
+        if (fprop) g.bias = upload(bias.data(), 2 * N);
+        std::vector<float> got[2];
+        for (bool native : {true, false}) {
+            g.out = upload(start.data(), 4 * M * N);
+            if (!native) lt.failed[kind] = "it is being checked";
+            bool done = matmul_gpu("native_check", g);
+            if (!native) lt.failed.erase(kind);
+            if (!done || lt.was_native != native) wrong = "cuBLASLt does not take it";
+            synchronize("native_check");
+            std::vector<char> out(bytes);
+            cuda_check(cudaMemcpy(out.data(), g.out, bytes, cudaMemcpyDefault), "native_check");
+            for (int i = 0; i < M * N; i++)
+                got[native].push_back(fprop ? (float)((bf16*)out.data())[i] : ((float*)out.data())[i]);
+        }
+        for (int i = 0; i < M * N && wrong.empty(); i++) {
+            double S = fprop ? fabs((float)bias[i % N]) : fabs(start[i]);
+            for (int k = 0; k < K; k++)
+                S += factor * fabs((double)side[0].values[i / N * K + k] * side[1].values[i % N * K + k]);
+            double bound = (K + K / 16) * 0x1p-13 * S + (fprop ? 0x1p-7 * fabs(got[false][i]) : 0);
+            if (!(fabs((double)got[true][i] - got[false][i]) <= bound))
+                wrong = format("row %d, column %d of a small product is %g, and should be %g +- %.2g", i / N, i % N,
+                               got[true][i], got[false][i], bound);
+        }
+    }
+    lt.insist = insist;
+    release_memory(memory, 1 << 20);
+    return wrong;
+}
+// For every kind that a run will use: what a card gets wrong is emulated from then on, or an error if lt.insist.
+inline void prove_native(const std::vector<GemmKind>& kinds) {
+    lt_start();
+    for (const GemmKind& k : kinds) {
+        if (!k.any_codes() || lt.failed.count(k) || !why_emulated(k, lt.cc).empty()) continue;
+        std::string wrong = native_check(k), what = how_multiplied(k, lt.cc);
+        if (wrong.empty()) continue;
+        if (lt.insist) fail("--native: %s fails its check on this card: %s", what.c_str(), wrong.c_str());
+        note("%s fails its check on this card and is emulated: %s", what.c_str(), wrong.c_str());
+        lt.failed[k] = "it failed its check on this card: " + wrong;
+    }
+}
+#endif
+// The same wherever a recipe is resolved, once for each kind; on a CPU there is nothing to prove.
+inline void prove_gemms([[maybe_unused]] const std::vector<GemmKind>& kinds, [[maybe_unused]] bool native) {
+#ifdef ULP_GPU
+    static std::map<GemmKind, bool> proved;
+    if (!machine.gpu || machine.kernels != Kernels::fast) return;
+    lt.insist = native;
+    for (const GemmKind& k : kinds)
+        if (!std::exchange(proved[k], true)) prove_native({k});
+#endif
+}
