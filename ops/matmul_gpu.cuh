@@ -60,12 +60,6 @@ struct Lt {
 inline Lt lt;
 constexpr size_t LT_SCALARS = 4096; // 16 bytes each: beta 0, beta 1, then alphas, by turns: GEMMs may overlap
 
-// Memory for operands that are decoded, of whoever plans memory; or grown here.
-struct MatmulScratch { char* memory = nullptr; size_t bytes = 0; };
-inline MatmulScratch matmul_scratch;
-inline size_t matmul_scratch_bytes(size_t a, size_t b) { // for operands of up to so many elements, ld * rows
-    return (a * sizeof(act) + 255) / 256 * 256 + (b * sizeof(act) + 255) / 256 * 256;
-}
 
 inline cudaDataType_t lt_type(Elem e) {
     return e == Elem::f32    ? CUDA_R_32F
