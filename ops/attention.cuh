@@ -185,10 +185,9 @@ void attention_forward(act* o, real* lse, const act* qkv, KeyValues<KV> kv, Atte
 }
 inline void attention_forward(act* o, real* lse, const act* qkv, AttentionScratch scratch, Heads d) {
 #ifdef ULP_GPU
-    if constexpr (std::is_same_v<act, bf16>)
-        if (flash_serves(d) && flash_aligned(o, qkv))
-            return profiled("attention", 4.0 * d.rows() * d.HS * sizeof(act), 2.0 * d.rows() * (d.T + 1) * d.HS,
-                            [&] { flash_forward(o, lse, qkv, d); });
+    if (flash_serves(d) && flash_aligned(o, qkv))
+        return profiled("attention", 4.0 * d.rows() * d.HS * sizeof(act), 2.0 * d.rows() * (d.T + 1) * d.HS,
+                        [&] { flash_forward((bf16*)o, lse, (const bf16*)qkv, d); });
 #endif
     KeyValues<act> kv = {qkv + d.C(), qkv + 2 * d.C(), 3 * d.C(), (size_t)d.HS, d.T * 3 * d.C()};
     attention_forward(o, lse, qkv, kv, scratch, d);
@@ -198,10 +197,10 @@ inline void attention_backward(act* dqkv, const act* dout, const act* qkv, const
                                AttentionScratch scratch, Heads d) {
     double bytes = 8.0 * d.B * d.T * d.C() * sizeof(act), flops = 5.0 * d.B * d.T * (d.T + 1) * d.C();
 #ifdef ULP_GPU
-    if constexpr (std::is_same_v<act, bf16>)
-        if (flash_serves(d) && flash_aligned(dqkv, dout, qkv, o))
-            return profiled("attention_backward", bytes, flops,
-                            [&] { flash_backward(dqkv, scratch.s, dout, qkv, o, lse, d); });
+    if (flash_serves(d) && flash_aligned(dqkv, dout, qkv, o))
+        return profiled("attention_backward", bytes, flops, [&] {
+            flash_backward((bf16*)dqkv, scratch.s, (const bf16*)dout, (const bf16*)qkv, (const bf16*)o, lse, d);
+        });
 #endif
     if (machine.gpu || machine.kernels == Kernels::reference) {
         for_rows("attention_backward", bytes, d.rows(), [=] HD(Lanes g, int n) {
