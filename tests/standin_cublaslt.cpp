@@ -333,6 +333,22 @@ TEST_CASE(
         check_gemm("BF16 by NVFP4", f, d, {33, 48, 100});
     }
 }
+TEST_CASE("cuBLASLt: a block that holds NaN spoils its row and no other, natively and decoded") {
+    for (int cc : {90, 100}) {
+        LtCard card(cc);
+        for (auto [how, nan] : {std::pair(How::nvfp4, 0x7f), {How::mx, 0xff}}) {
+            const int M = 5, K = 40; // blocks that do not fill the padded row
+            Source a = source(how, Elem::e2m1, {M, K, true, cc >= 100}, 1);
+            Source b = source(how, Elem::e2m1, {16, K, true, cc >= 100}, 2);
+            a.scales.at[cc >= 100 ? tiled_scale(3, 0, a.o.ld_scales) : 3 * a.o.ld_scales] = (char)nan;
+            Bytes out(M * 16 * 4);
+            float* y = (float*)out.at;
+            matmul("nan", {.out = y, .out_elem = Elem::f32, .ld_out = 16, .M = M, .N = 16, .K = K, .a = a.o, .b = b.o});
+            CHECK(narrow(standin_lt.type_a) == (cc >= 100));
+            for (int i = 0; i < M * 16; i++) REQUIRE(std::isnan(y[i]) == (i / 16 == 3));
+        }
+    }
+}
 TEST_CASE("cuBLASLt: blocks of 128 with power-of-two scales are decoded everywhere") {
     for (int cc : {80, 90, 100}) {
         LtCard card(cc);
