@@ -94,6 +94,7 @@ inline void write_stats(GPT& g, TensorRows& rows, Log& log, const std::string& a
 struct Dump { std::string layer, operand; int64_t step = 0; };
 inline Dump dump_of(const Options& o, const std::vector<std::string>& layers) {
     if (o.dump.empty()) return {};
+    if (machine.gpu) fail("--dump: a GPU's copies lie as its GEMMs want them. hint: --device cpu");
     size_t colon = o.dump.find(':'), at = o.dump.find('@');
     Dump d;
     if (colon < at && at < o.dump.size() && is_number(o.dump.substr(at + 1)))

@@ -290,6 +290,7 @@ inline int export_command(const Options& o) try {
     if (o.arms.size() > 1 || o.arms[0].stages.size() > 1) fail_usage("--format: one recipe is needed, of one stage");
     const Arm& arm = o.arms[0];
     std::string device = set_machine(o), path = model_path(o.args[0]), to = o.args[1];
+    machine.layout = {}; // codes lie in files as on the CPU
     std::error_code none;
     if (std::filesystem::equivalent(path, to + "/model.safetensors", none))
         fail("%s: is what is to be exported. hint: name another directory", to.c_str());

@@ -8,6 +8,7 @@
 #include <optional>
 
 inline void load(GPT& g, Exported& file, int T, int B, std::vector<RecipeStage> stages = bf16_only) {
+    if (!file.format.empty()) machine.layout = {}; // codes lie in files as on the CPU
     const std::string& path = file.file.file.path;
     Config config = read_config(path);
     if (T > config.seq_len) fail("--seq-len %d: %s has %d positions", T, path.c_str(), config.seq_len);
