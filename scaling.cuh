@@ -458,7 +458,7 @@ inline Sink copies_in_tiles(const Quantizer& q, int R, int C) {
     bool delayed = q.cast.scaling == Scaling::delayed, both = q.needs(Along::rows, q.pass->training);
     return {q.copies[0].codes, both ? q.copies[1].codes : nullptr, code_ld(q.cast.elem, C), code_ld(q.cast.elem, R),
             q.cast.elem, delayed ? &q.delayed->scale : nullptr, &q.copies[0].factors->scale_inv,
-            delayed && q.pass->training ? &q.delayed->last : nullptr};
+            q.delayed && q.pass->training ? &q.delayed->last : nullptr}; // if not for this stage, for one to come
 }
 // The same for a producer of the operand, which casts it in its only pass: where the scale is known beforehand. Whoever
 // asks has to fill it. BF16 is kept for GEMMs that read it, and if `keeps`.
