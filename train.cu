@@ -257,12 +257,12 @@ static void describe(Trainer& run, const std::string& device, const Resumed* bef
         state = std::max(state, 12 * (size_t)params + shape.arena.bytes["scales"]);
         Json memory(Json::Object);
         for (auto& [category, bytes] : shape.arena.bytes) memory.set(category, bytes);
-        std::string why = "it casts nothing";
+        std::string why = emulation(run.stages[i]);
+        bool emulated = !why.empty();
         for (auto& s : run.stages[i])
-            if (any_quantized(s.recipe)) why = "every GEMM of its formats is the card's own";
-        for (auto& s : run.stages[i])
-            if (std::string e = emulation(s.recipe); !e.empty()) why = e;
-        arms.add(Json(Json::Object).set("arm", run.arms[i].text).set("emulated", is_emulated(run.stages[i])).set("why", why)
+            if (!emulated && any_quantized(s.recipe)) why = "every GEMM of its formats is the card's own";
+        if (why.empty()) why = "it casts nothing";
+        arms.add(Json(Json::Object).set("arm", run.arms[i].text).set("emulated", emulated).set("why", why)
                      .set("memory_bytes", memory).set("stages", stages_json(run.stages[i], linear_names(c.layers))));
     }
     Json json = Json(Json::Object).set("version", version()).set("command", words).set("device", device)

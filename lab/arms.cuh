@@ -64,24 +64,25 @@ inline std::string emulation(const Recipe& r) {
     }
     return why;
 }
+inline std::string emulation(const std::vector<RecipeStage>& stages) { // of the first stage that has any
+    for (auto& s : stages)
+        if (std::string why = emulation(s.recipe); !why.empty()) return why;
+    return "";
+}
 inline std::vector<RecipeStage> stages_of(const Arm& arm, const Options& o, int L) {
     std::vector<RecipeStage> stages;
     for (const Stage& s : arm.stages) {
         Recipe r = resolve_stage(arm, s);
         if (r.accum.mbits && o.kernels != "reference")
             fail_usage("--recipe %s: accum needs --kernels reference, which sums product by product", arm.text.c_str());
-        prove_gemms({gemm_kind(gemm_casts(r, 0)), gemm_kind(gemm_casts(r, 1)), gemm_kind(gemm_casts(r, 2))}, o.native);
-        if (std::string why = emulation(r); o.native && !why.empty())
-            fail("--native: %s would be emulated: %s. hint: leave --native out", arm.text.c_str(), why.c_str());
         std::string skip = o.skip + (o.skip.empty() || r.skip.empty() ? "" : "/") + r.skip;
         stages.push_back({s.from_step, r, match_layers(skip, linear_names(L))});
     }
+    prove_gemms(gemm_kinds(stages), o.native);
+    if (std::string why = emulation(stages); o.native && !why.empty())
+        fail("--native: %s would be emulated: %s. hint: leave --native out", arm.text.c_str(), why.c_str());
     return stages;
 }
-inline bool is_emulated(const std::vector<RecipeStage>& stages) {
-    return std::any_of(stages.begin(), stages.end(), [](auto& s) { return !emulation(s.recipe).empty(); });
-}
-
 // What `./train recipes --cc N` prints of a recipe: GEMMs that fare alike share a line, or with json each has its own.
 inline std::string card_text(const std::string& name, int width, const Recipe& r, int cc, bool json) {
     std::string text, first = name, last;

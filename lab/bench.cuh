@@ -112,13 +112,13 @@ inline int bench(const Options& o, const std::string& device) {
             result(Json(Json::Object).set("recipe", name).set("model", o.model).set("device", device)
                 .set("ms_per_step", step_ms).set("tokens_per_second", rate).set("tflops", flops / 1e12)
                 .set("mfu", peak ? Json(flops / peak) : Json()).set("of_first", median(ratios)).set("uplift", 1 / median(ratios))
-                .set("emulated", is_emulated(g.stages)).set("arena_mb", g.arena.used / 1e6)
+                .set("emulated", !emulation(g.stages).empty()).set("arena_mb", g.arena.used / 1e6)
                 .set("peak_rss_mb", usage.ru_maxrss / 1024.0).dump());
         else
             result(format("bench recipe=%s model=%s batch=%d seq_len=%d ms/step=%.2f tok/s=%.0f GFLOP/s=%.1f%s "
                           "of_first=%.3f%s arena_MB=%.0f peak_MB=%.0f", name.c_str(), o.model.c_str(), g.B, g.T, step_ms,
                           rate, flops / 1e9, peak ? format(" MFU=%.1f%%", 100 * flops / peak).c_str() : "", median(ratios),
-                          is_emulated(g.stages) ? " emulated" : "", g.arena.used / 1e6, usage.ru_maxrss / 1024.0));
+                          emulation(g.stages).empty() ? "" : " emulated", g.arena.used / 1e6, usage.ru_maxrss / 1024.0));
         release(g);
     }
     note("%s; median of %lld steps; of_first: of step times against the first recipe's, which took turns",

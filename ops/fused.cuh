@@ -55,7 +55,7 @@ template <class F, class... A> KERNEL void tile_kernel(act* out, Sink s, int R, 
             largest = larger(largest, x, false);
             word[k] |= (s.f.mbits == 3 ? encode(E4M3, x * scale) : encode(E5M2, x * scale)) << 8 * e;
         }
-        if (s.codes && r < R && (size_t)c < s.ld) *(uint32_t*)(s.codes + r * s.ld + c) = word[k];
+        if (r < R && (size_t)c < s.ld) *(uint32_t*)(s.codes + r * s.ld + c) = word[k];
         if (s.sums) *(Pack<act>*)&m.values[i + k][j] = v;
     }
     if (s.amax) record_max(Lanes(), s.amax, bits_as<float>(largest));

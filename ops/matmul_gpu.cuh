@@ -43,6 +43,14 @@ struct LtPlan {
     cublasLtMatmulAlgo_t algo;
     std::string refused; // why there is none
     bool told = false;   // the user, about that
+    LtPlan() = default;
+    LtPlan(const LtPlan&) = delete;
+    void operator=(const LtPlan&) = delete;
+    ~LtPlan() {
+        if (op) cublasLtMatmulDescDestroy(op);
+        for (auto l : {a, b, d})
+            if (l) cublasLtMatrixLayoutDestroy(l);
+    }
 };
 struct Lt {
     cublasLtHandle_t handle = nullptr;
@@ -59,7 +67,6 @@ struct Lt {
 };
 inline Lt lt;
 constexpr size_t LT_SCALARS = 4096; // 16 bytes each: beta 0, beta 1, then alphas, by turns: GEMMs may overlap
-
 
 inline cudaDataType_t lt_type(Elem e) {
     return e == Elem::f32    ? CUDA_R_32F
@@ -126,18 +133,12 @@ inline std::string lt_refusal(const LtProblem& p, int cc, size_t version) {
 inline void lt_check(cublasStatus_t s, const char* call, const LtProblem& p = {}) {
     if (s != CUBLAS_STATUS_SUCCESS) lt_fail("cuBLASLt", call, cublasLtGetStatusName(s), p);
 }
-inline void lt_destroy(LtPlan& plan) {
-    if (plan.op) cublasLtMatmulDescDestroy(plan.op);
-    for (auto l : {plan.a, plan.b, plan.d})
-        if (l) cublasLtMatrixLayoutDestroy(l);
-}
 inline size_t lt_bytes(int family) { return LT_SCALARS + ((size_t)(family >= 90 ? 64 : 32) << 20); } // it allocates
 // The library, its workspace and scalars, for machine.cc; what was there for another card is given back.
 inline void lt_start() {
     if (lt.handle && lt.family == machine.cc) return;
     if (lt.handle) {
         synchronize("cuBLASLt");
-        for (auto& [p, plan] : lt.plans) lt_destroy(plan);
         release_memory(lt.memory, lt_bytes(lt.family));
         lt.plans.clear(), lt.failed.clear();
     } else {

@@ -7,9 +7,18 @@
 // STAGING bytes. Two halves of pinned memory take turns: one fills while the other's copies may still be on their way.
 constexpr size_t STAGING = 16 << 20;
 #ifdef ULP_GPU
-struct Staging {
+struct Pinned { // two halves of memory, and when the last copy of each was made
     char* memory = nullptr;
     cudaEvent_t copied[2];
+    void need(size_t bytes) { // in all
+        if (memory) return;
+        cuda_check(cudaMallocHost((void**)&memory, bytes), "pinned memory");
+        for (auto& e : copied) cuda_check(cudaEventCreateWithFlags(&e, cudaEventDisableTiming), "event");
+    }
+    void mark(int half) { cuda_check(cudaEventRecord(copied[half], (cudaStream_t)machine.stream), "transfer"); }
+    void wait(int half) { cuda_check(cudaEventSynchronize(copied[half]), "transfer"); }
+};
+struct Staging : Pinned {
     size_t used = 0;
     int half = 0;
 };
@@ -20,15 +29,8 @@ inline void upload(void* to, const void* from, size_t bytes) {
 #ifdef ULP_GPU
     Staging& s = staging;
     if (bytes > STAGING) fail("upload: %zu bytes; it takes %zu at most", bytes, STAGING);
-    if (!s.memory) {
-        cuda_check(cudaMallocHost((void**)&s.memory, 2 * STAGING), "pinned memory");
-        for (auto& e : s.copied) cuda_check(cudaEventCreateWithFlags(&e, cudaEventDisableTiming), "event");
-    }
-    if (s.used + bytes > STAGING) {
-        cuda_check(cudaEventRecord(s.copied[s.half], (cudaStream_t)machine.stream), "upload");
-        s.half ^= 1, s.used = 0;
-        cuda_check(cudaEventSynchronize(s.copied[s.half]), "upload");
-    }
+    s.need(2 * STAGING);
+    if (s.used + bytes > STAGING) s.mark(s.half), s.half ^= 1, s.used = 0, s.wait(s.half);
     char* at = s.memory + s.half * STAGING + s.used;
     memcpy(at, from, bytes), s.used += (bytes + 255) / 256 * 256;
     cuda_check(cudaMemcpyAsync(to, at, bytes, cudaMemcpyHostToDevice, (cudaStream_t)machine.stream), "upload");
@@ -39,33 +41,31 @@ inline void upload(void* to, const void* from, size_t bytes) {
 template <class T> struct Later {
     T value = {};
 #ifdef ULP_GPU
-    T* pinned = nullptr; // two: what was asked for last may arrive before the one before it is read
-    cudaEvent_t arrived[2];
+    Pinned pinned; // two values: what was asked for last may arrive before the one before it is read
     int64_t asked = 0, read = 0;
     Later() = default;
     Later(const Later&) = delete;
     ~Later() {
-        if (pinned) cudaFreeHost(pinned), cudaEventDestroy(arrived[0]), cudaEventDestroy(arrived[1]);
+        if (pinned.memory)
+            cudaFreeHost(pinned.memory), cudaEventDestroy(pinned.copied[0]), cudaEventDestroy(pinned.copied[1]);
     }
 #endif
     void ask(const T* from) { // at most two are under way
         if (!machine.gpu) return (void)(value = *from);
 #ifdef ULP_GPU
-        if (!pinned) {
-            cuda_check(cudaMallocHost((void**)&pinned, 2 * sizeof(T)), "pinned memory");
-            for (auto& e : arrived) cuda_check(cudaEventCreateWithFlags(&e, cudaEventDisableTiming), "event");
-        }
+        pinned.need(2 * sizeof(T));
         int i = asked++ % 2;
-        cuda_check(cudaMemcpyAsync(pinned + i, from, sizeof(T), cudaMemcpyDeviceToHost, (cudaStream_t)machine.stream), "result");
-        cuda_check(cudaEventRecord(arrived[i], (cudaStream_t)machine.stream), "result");
+        cuda_check(cudaMemcpyAsync((T*)pinned.memory + i, from, sizeof(T), cudaMemcpyDeviceToHost,
+                                   (cudaStream_t)machine.stream), "result");
+        pinned.mark(i);
 #endif
     }
     T get() { // in the order in which they were asked for; waits for it
 #ifdef ULP_GPU
         if (machine.gpu) {
             int i = read++ % 2;
-            cuda_check(cudaEventSynchronize(arrived[i]), "result");
-            value = pinned[i];
+            pinned.wait(i);
+            value = ((T*)pinned.memory)[i];
         }
 #endif
         return value;

@@ -701,12 +701,9 @@ TEST_CASE("cuBLASLt: the rules that are checked before a call are those that the
             lt.plans.clear();
             standin_lt.version = 130300; // the search does not know what older ones compute wrongly
             std::string ours = lt_refusal(p, cc, standin_lt.version);
-            LtPlan unchecked;
-            { // the search, whatever our rules say
-                lt.unchecked = true;
-                unchecked = lt_plan(p, q);
-                lt.unchecked = false;
-            }
+            lt.unchecked = true; // the search, whatever our rules say
+            LtPlan& unchecked = lt_plan(p, q);
+            lt.unchecked = false;
             INFO("sm_", cc, " ", lt_text(p), ": ours \"", ours, "\", the library's \"", unchecked.refused, "\"");
             bool same = ours.empty() == unchecked.refused.empty();
             REQUIRE(same);

@@ -4,12 +4,7 @@
 
 namespace { // test files share one program
 
-using Acts = std::vector<act>;
-using Reals = std::vector<real>;
-struct Result {
-    Acts o, dqkv;
-    Reals lse;
-};
+using Result = Attention;
 static Result attend(Kernels kernels, Heads d, const Acts& qkv, const Acts& dout, const Acts* o_given = nullptr,
                      const Reals* lse_given = nullptr) {
     machine.kernels = kernels;

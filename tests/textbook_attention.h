@@ -3,6 +3,12 @@
 #include "close.h"
 #include "ops/heads.cuh"
 
+using Acts = std::vector<act>;
+using Reals = std::vector<real>;
+struct Attention { // what both passes leave
+    Acts o, dqkv;
+    Reals lse;
+};
 struct Textbook {
     std::vector<double> o, o_bound, lse, lse_bound, dqkv, dqkv_bound;
 };
