@@ -281,13 +281,7 @@ void cast_tensor(uint8_t* codes, float* amax, const T* x, const float* scale, Ca
     cast_blocks<32, E4M3, E5M2, E3M2, E2M3, E2M1>("cast_tensor", job, TensorScale{scale, 1}, c);
 }
 // to (C, R) = from (R, C), codes of a byte each; both with rows of code_ld() elements, what is behind them zero.
-inline void transpose_codes(uint8_t* to, const uint8_t* from, Format f, int R, int C) {
-    size_t ld_to = code_ld(f, R), ld_from = code_ld(f, C);
-    for_rows("transpose_codes", 2.0 * R * C, C, [=] HD(Lanes g, int c) {
-        uint8_t* row = to + c * ld_to;
-        g.each((int)ld_to, [=](int r) { row[r] = r < R ? from[r * ld_from + c] : 0; });
-    });
-}
+void transpose_codes(uint8_t* to, const uint8_t* from, Format f, int R, int C);
 // MX: blocks of 32, an E8M0 byte each. A block that holds infinity or NaN gets byte 0xff and decodes to NaN; its
 // elements are cast as they are.
 struct MxScale {
@@ -372,50 +366,7 @@ void cast_nvfp4(uint8_t* codes, uint8_t* scales, float* amax_tensor, float* scra
     cast_blocks<16, E2M1>("cast_nvfp4", job, Nvfp4Scale{to, amax_tensor, 1}, c);
 }
 
-// --- 6. and back -------------------------------------------------------------------------------------------------
-// y (O, K) = codes times what `scales` says of each block, in FP32, then rounded to Y. BF16 holds every product of an
-// element and an MX scale exactly, for bytes 3 .. 246, and of an E2M1 and an E4M3.
-struct TensorDecode {
-    const float* scale_inv;
-    HD INLINE float operator()(size_t, size_t) const { return scale_inv ? *scale_inv : 1; }
-};
-struct Float8Decode {
-    const float* scale_inv;
-    size_t KB;
-    int rows;
-    HD INLINE float operator()(size_t o, size_t kb) const { return scale_inv[o / rows * KB + kb / 4]; }
-};
-struct MxDecode {
-    const uint8_t* scales;
-    size_t KB;
-    HD INLINE float operator()(size_t o, size_t kb) const { return decode_e8m0(scales[o * KB + kb]); }
-};
-struct Nvfp4Decode {
-    const uint8_t* scales;
-    size_t KB;
-    const float* amax_tensor;
-    HD INLINE float operator()(size_t o, size_t kb) const {
-        float s = decode(E4M3, scales[o * KB + kb]);
-        return amax_tensor ? s * *amax_tensor * (1 / (E4M3.max * E2M1.max)) : s;
-    }
-};
-// scale_inv or amax_tensor null: that factor is left out, for a GEMM that applies it to its result.
-template <class Y> void decode_tensor(Y* y, const uint8_t* codes, const float* scale_inv, Format f, int O, int K) {
-    decode_blocks<32, E4M3, E5M2, E3M2, E2M3, E2M1>("decode_tensor", y, codes, TensorDecode{scale_inv}, f, O, K);
-}
-template <class Y> void decode_float8(Y* y, const uint8_t* codes, const float* scale_inv, Cast c, int O, int K) {
-    Float8Decode scales = {scale_inv, blocks(K, 128), c.block.rows};
-    decode_blocks<32, E4M3, E5M2>("decode_float8", y, codes, scales, c.elem, O, K);
-}
-template <class Y> void decode_mx(Y* y, const uint8_t* codes, const uint8_t* scales, Format f, int O, int K) {
-    decode_blocks<32, E4M3, E5M2, E3M2, E2M3, E2M1>("decode_mx", y, codes, MxDecode{scales, blocks(K, 32)}, f, O, K);
-}
-template <class Y>
-void decode_nvfp4(Y* y, const uint8_t* codes, const uint8_t* scales, const float* amax_tensor, int O, int K) {
-    decode_blocks<16, E2M1>("decode_nvfp4", y, codes, Nvfp4Decode{scales, blocks(K, 16), amax_tensor}, E2M1, O, K);
-}
-
-// All of these for `act` are compiled once, in ops/cast.cu, because they take a compiler half a minute.
+// All of these for `act` are compiled once, in ops/cast.cu. For another T whoever calls them compiles them: on the CPU.
 #define ULP_CASTS(EXTERN, T)                                                                                           \
     EXTERN template void cast_tensor(uint8_t*, float*, const T*, const float*, Cast, bool, int, int, uint64_t);        \
     EXTERN template void cast_mx(uint8_t*, uint8_t*, const T*, Cast, bool, int, int, uint64_t);                        \

@@ -11,14 +11,8 @@
 // - Of a linear's input, backward needs what wgrad multiplies and nothing else: under a recipe that is the codes, and
 //   the BF16 values are gone by then.
 #pragma once
-#include "ops/adamw.cuh"
-#include "ops/classifier.cuh"
-#include "ops/embedding.cuh"
-#include "ops/gelu.cuh"
-#include "ops/kv_cache.cuh"
-#include "ops/layernorm.cuh"
+#include "ops/ops.cuh"
 #include "run/config.h"
-#include "ops/transfer.cuh"
 #include "run/random.h"
 #include "scaling.cuh"
 
@@ -106,7 +100,7 @@ struct GPT {
 };
 
 // Every parameter, once: f(published name, Param). Sizes, memory, initialisation, files, updates all come from here.
-template <class F> void for_each_param(GPT& g, F f) {
+inline void for_each_param(GPT& g, const std::function<void(const std::string&, Param&)>& f) {
     f("wte.weight", g.wte);
     f("wpe.weight", g.wpe);
     auto norm = [&](const std::string& at, Norm& n) { f(at + ".weight", n.weight), f(at + ".bias", n.bias); };
@@ -143,7 +137,7 @@ inline void shape_params(GPT& g) {
 }
 
 // Every linear, in the order of computation: f(name, Linear).
-template <class F> void for_each_linear(GPT& g, F f) {
+inline void for_each_linear(GPT& g, const std::function<void(const std::string&, Linear&)>& f) {
     for (size_t i = 0; i < g.blocks.size(); i++) {
         TransformerBlock& b = g.blocks[i];
         std::string h = "h." + std::to_string(i);
@@ -163,7 +157,7 @@ inline void store_as(Linear& l, const Recipe& r) {
     gemms(l.x, r.fprop, r.wgrad), gemms(l.w, r.fprop || l.w.frozen, r.dgrad), gemms(l.dy, r.dgrad, r.wgrad);
 }
 // f(linear, the recipe that rules it in stage k)
-template <class F> void for_each_ruled(GPT& g, int k, F f) {
+inline void for_each_ruled(GPT& g, int k, const std::function<void(Linear&, const Recipe&)>& f) {
     const RecipeStage& s = g.stages[k];
     int i = 0;
     for_each_linear(g, [&](const std::string&, Linear& l) {
@@ -199,7 +193,7 @@ inline void set_jump(GPT& g, const Jump& jump, int64_t step) {
     for (TransformerBlock& b : g.blocks) b.attn_qkv.jump = b.mlp_fc.jump = now ? ldexpf(1, jump.log2) : 1;
 }
 inline void forget_scales(GPT& g) {
-    fill_zero(g.history, (size_t)g.all_delayed * g.history_len);
+    fill_zero(g.history, sizeof(float) * g.all_delayed * g.history_len);
     synchronize("forget_scales");
     for (int i = 0; i < g.all_delayed; i++) g.delayed[i] = {1, 0, g.delayed[i].max, 0};
 }
@@ -212,7 +206,7 @@ inline void update_scales(GPT& g, bool backward) {
 }
 
 // --- memory ------------------------------------------------------------------------------------------------------
-constexpr int MEASURED_ROWS = 64, SUMS = 8; // of measure() in lab/diagnostics.cuh
+constexpr int MEASURED_ROWS = 64; // of measure() in lab/diagnostics.cuh at a time
 inline size_t measure_scratch(size_t rows, size_t cols) { return SUMS * rows + 3 * MEASURED_ROWS * cols; } // floats
 
 // Copies of operands. A weight keeps both; of an input is kept what wgrad reads; all else is scratch, which the next
@@ -502,11 +496,11 @@ inline void gpt_backward(GPT& g, int B, int T, bool accumulate) {
     matmul_scratch = g.decoded;
     if (!accumulate) // sums are added to; matrices' gradients come from GEMMs that overwrite
         for_each_param(g, [&](const std::string&, Param& p) {
-            if (!p.rows || &p == &g.wpe) fill_zero(p.grad, p.size());
+            if (!p.rows || &p == &g.wpe) fill_zero(p.grad, p.size() * sizeof(real));
         });
     linear_backward(g.dbranch, g.head, g.logits, g.lnf, N, accumulate, g.partial);
     act* last = g.blocks.empty() ? g.x0 : g.blocks.back().out;
-    fill_zero(g.dx, NC);
+    fill_zero(g.dx, NC * sizeof(act));
     // dx, when it is complete up to here, is the gradient of the linear before it
     auto dx_sink = [&](size_t l) { return l ? gradient_sink(g, g.blocks[l - 1].mlp_proj, N, true) : Sink{}; };
     layernorm_backward(g.dx, g.ln_f.weight.grad, g.ln_f.bias.grad, g.dbranch, last, g.mean_f, g.rstd_f, g.ln_f.weight.w,

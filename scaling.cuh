@@ -7,8 +7,8 @@
 //
 // Adding a recipe is adding a row to this table. Every column is also a key on the command line, hybrid:margin=1.
 #pragma once
-#include "ops/fused.cuh"
 #include "ops/matmul.cuh"
+#include "ops/ops.cuh"
 #include <array>
 #include <functional>
 #include <vector>
@@ -307,23 +307,21 @@ HD INLINE float window_max(Lanes g, const float* ring, int capacity, int positio
     real far = g.max(older, itself, ring + capacity - older);
     return (float)(near > far ? near : far);
 }
-// For each of `count` operands: nothing recorded, nothing changes; otherwise the observation enters the window, and the
-// scale follows (TransformerEngine's amax_and_scale_update). history (count, capacity), capacity >= L. again: the
-// scales follow once more, from what the window holds, because L, algo or max are others now.
-inline void update_scales(Delayed* state, float* history, int count, int capacity, int L, Algo algo,
-                          bool again = false) {
-    for_rows("update_scales", 4.0 * count * L, count, [=] HD(Lanes g, int i) {
-        Delayed d = state[i];
-        if (d.last == 0 && !again) return;
-        float* ring = history + (size_t)i * capacity;
-        g.sync();
-        if (g.first() && !again) ring[d.position] = d.last;
-        g.sync();
-        int end = again ? d.position : d.position + 1;
-        float amax = window_max(g, ring, capacity, end, algo == Algo::most_recent ? 1 : L);
-        if (g.first()) state[i] = {scale_for(d.max, amax, d.scale), 0, d.max, end < capacity ? end : 0};
-    });
+// An operand's next scale (TransformerEngine's amax_and_scale_update): nothing recorded, nothing changes; otherwise the
+// observation enters the window, and the scale follows. again: it follows once more, from what the window holds, because
+// L, algo or max are others now.
+HD INLINE void update_scale(Lanes g, Delayed* state, float* ring, int capacity, int L, Algo algo, bool again) {
+    Delayed d = *state;
+    if (d.last == 0 && !again) return;
+    g.sync();
+    if (g.first() && !again) ring[d.position] = d.last;
+    g.sync();
+    int end = again ? d.position : d.position + 1;
+    float amax = window_max(g, ring, capacity, end, algo == Algo::most_recent ? 1 : L);
+    if (g.first()) *state = {scale_for(d.max, amax, d.scale), 0, d.max, end < capacity ? end : 0};
 }
+// The same for each of `count` operands. history (count, capacity), capacity >= L
+void update_scales(Delayed* state, float* history, int count, int capacity, int L, Algo algo, bool again = false);
 
 // --- 4. an operand and its copies ----------------------------------------------------------------------------------
 // What every cast of a run shares.
@@ -408,16 +406,19 @@ inline Operand operand_of(const Tensor& t, Along k) {
     return o;
 }
 
+// What a cast did to `count` rows of an operand (rows, C) from `first` on: of each, SUMS numbers, those that measure() in
+// lab/diagnostics.cuh adds up; scratch: 3 * count * C floats.
+constexpr int SUMS = 8;
+void measure_rows(float* sums, float* scratch, const Operand& copy, const Operand& source, const Copy::Factors& factors,
+                  float max, int first, int count, int C);
+// counts (R): how many elements of each row of x (R, C), times *scale, lie beyond +-max
+void count_beyond(real* counts, const act* x, const float* scale, float max, int R, int C);
+
 // --- 5. quantize() -------------------------------------------------------------------------------------------------
-inline void set_factors(Copy::Factors* f, const float* scale, float max, bool pow2) { // scale null: from f's amax
-    for_rows("scale", 32, 1, [=] HD(Lanes g, int) {
-        float s = scale ? *scale : max ? scale_for(max, f->amax, 1) : 1;
-        if (pow2) s = power_of_two_below(s);
-        if (g.first()) f->scale = s, f->scale_inv = 1 / s;
-    });
-}
+// f's scale and scale_inv: *scale, or where it is null, what brings f's amax to max, or 1
+void set_factors(Copy::Factors* f, const float* scale, float max, bool pow2);
 inline void amax_scale(Copy::Factors* f, const act* x, size_t n, const Cast& c) { // current scaling
-    fill_zero(&f->amax, 1);
+    fill_zero(&f->amax, sizeof f->amax);
     amax_tensor(&f->amax, x, n);
     set_factors(f, nullptr, c.elem.max, c.pow2_scales);
 }
@@ -479,7 +480,7 @@ inline Operand quantize(const Tensor& t, Along k) {
         Copy::Factors* f = q.copies[0].factors;
         if (s && q.cast.scaling == Scaling::current)
             amax_scale(f, t.data, (size_t)t.rows * t.cols, q.cast), s.scale = &f->scale;
-        if (s) in_tiles("cast_tiles", nullptr, s, t.rows, t.cols, [] HD(int, int, real x) { return x; }, t.data);
+        if (s) cast_tiles(t.data, s, t.rows, t.cols);
         else
             for (Along k : {Along::cols, Along::rows})
                 if (q.needs(k, q.pass->training)) cast_copy(t, k), recorded = q.cast.scaling == Scaling::delayed;

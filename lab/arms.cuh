@@ -58,7 +58,7 @@ inline std::string emulation(const Recipe& r) {
         return "no GEMM here takes its formats: their exact values are multiplied in BF16";
     std::string why;
     for (int i = 0; i < 3 && why.empty(); i++) {
-        std::string how = how_on_card(r, i, machine.cc), failed = failed_check(gemm_kind(gemm_casts(r, i)));
+        std::string how = how_on_card(r, i, machine.cc), failed = native.failed_check(gemm_kind(gemm_casts(r, i)));
         if (!failed.empty()) why = std::string(gemm_names[i]) + ": " + failed;
         else if (how.starts_with("emulated: ")) why = std::string(gemm_names[i]) + ": " + how.substr(10);
     }

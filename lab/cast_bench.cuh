@@ -1,8 +1,8 @@
-// What the casts of fp8.cuh cost, in GB/s of BF16 input (R, C), on whichever machine is selected. A round runs every
+// What the casts of fp8.cuh cost, in GB/s of input (R, C), on whichever machine is selected. A round runs every
 // cast once, so that whatever else the machine does is shared by all; the median over the rounds counts. The copy is
 // the roofline: no cast reads its input once and writes less faster than memory allows.
 #pragma once
-#include "fp8.cuh"
+#include "ops/ops.cuh"
 #include <algorithm>
 #include <functional>
 #include <vector>
@@ -15,18 +15,16 @@ inline void bench_casts(int R, int C, int repeats, void (*print)(const char* nam
         ~Memory() { release_memory(p, bytes); }
     };
     size_t n = (size_t)R * C, per_16 = std::max(R * blocks(C, 16), C * blocks(R, 16));
-    Memory input(2 * n), output(2 * C * blocks(R, 16) * 16), code(n), scale_bytes(per_16), floats(4 * per_16 + 8);
-    bf16 *x = (bf16*)input.p, *y = (bf16*)output.p;
+    Memory input(n * sizeof(act)), output(C * blocks(R, 16) * 16 * sizeof(act)), code(n), scale_bytes(per_16), floats(4 * per_16 + 8);
+    act *x = (act*)input.p, *y = (act*)output.p;
     uint8_t *q = (uint8_t*)code.p, *s = (uint8_t*)scale_bytes.p;
     float *scale = (float*)floats.p, *amax = scale + 1, *f = scale + 2;
     *scale = 100;
-    for_rows("fill", 0, R, [=] HD(Lanes g, int r) { // a sum of 8 bytes is near enough to a normal distribution
-        g.each(C, [=](int c) {
-            uint64_t u = mix(1, (size_t)r * C + c), sum = 0;
-            for (int byte = 0; byte < 8; byte++) sum += u >> 8 * byte & 255;
-            x[(size_t)r * C + c] = bf16(((float)(int)sum - 1020) * (1 / 209.0f));
-        });
-    });
+    for (size_t i = 0; i < n; i++) { // a sum of 8 bytes is near enough to a normal distribution
+        uint64_t u = mix(1, i), sum = 0;
+        for (int byte = 0; byte < 8; byte++) sum += u >> 8 * byte & 255;
+        x[i] = act(((float)(int)sum - 1020) * (1 / 209.0f));
+    }
     struct Case {
         std::string name;
         std::function<void()> cast;
@@ -34,11 +32,7 @@ inline void bench_casts(int R, int C, int repeats, void (*print)(const char* nam
     };
     std::vector<Case> cases;
     auto add = [&](std::string name, std::function<void()> cast) { cases.push_back({name, cast, {}}); };
-    add("copy", [=] {
-        for_rows("copy", 4.0 * n, R, [=] HD(Lanes g, int r) {
-            g.map(C, y + (size_t)r * C, [](real v) { return v; }, x + (size_t)r * C);
-        });
-    });
+    add("copy", [=] { copy(y, x, n); });
     for (bool t : {false, true}) {
         const Cast sr = {.elem = E2M1, .block = {1, 16}, .round = Rounding::sr};
         auto named = [&](const char* name) { return format("%s %s", name, t ? "columns" : "rows"); };
@@ -72,6 +66,6 @@ inline void bench_casts(int R, int C, int repeats, void (*print)(const char* nam
         }
     for (auto& c : cases) {
         std::nth_element(c.seconds.begin(), c.seconds.begin() + repeats / 2, c.seconds.end());
-        print(c.name.c_str(), 2.0 * n / c.seconds[repeats / 2] / 1e9);
+        print(c.name.c_str(), sizeof(act) * n / c.seconds[repeats / 2] / 1e9);
     }
 }

@@ -11,14 +11,6 @@ struct TensorStats {
     double underflow, saturation; // % of elements that became zero; that lay beyond the format's max
     double sqnr_db, bias;         // 20 log10(|x| / |x - q|); 100 sum(q - x) / sum|x|
 };
-// What an element of the copy was multiplied by.
-HD INLINE float multiplier_of(const Operand& o, const Copy::Factors* f, size_t row, size_t k) {
-    if (!o.scales) return f->scale;
-    float s = block_scale(o, row, k);
-    if (o.scale_elem != Elem::e4m3) return 1 / s;
-    float m = 1 / (s * (1 / nvfp4_encode_scale(f->amax)));
-    return m < FLT_MAX ? m : FLT_MAX;
-}
 // Of the copy along cols, or along rows where that is the only one. scratch: measure_scratch(R, C) of that copy.
 inline TensorStats measure(const Tensor& t, float* scratch) {
     Quantizer& q = *t.quantizer;
@@ -29,28 +21,8 @@ inline TensorStats measure(const Tensor& t, float* scratch) {
     Operand copy = operand_of(t, along), source = cols ? rows_of(data, t.cols) : columns_of(data, t.cols);
     const Copy::Factors* factors = q.copies[(int)along].factors;
     float max = q.cast.elem.max, *sums = scratch, *rows = scratch + (size_t)SUMS * R;
-    for (int first = 0; first < R; first += MEASURED_ROWS) {
-        int count = R - first < MEASURED_ROWS ? R - first : MEASURED_ROWS;
-        for_rows("measure", 2.0 * count * C * sizeof(act), count, [=] HD(Lanes g, int i) {
-            size_t r = first + i;
-            float *x = rows + 3 * (size_t)i * C, *q = x + C, *scaled = q + C, *out = sums + r * SUMS;
-            float factor = factor_of(copy);
-            g.each(C, [=](int k) {
-                x[k] = (float)fetch(source, r, k), q[k] = (float)fetch(copy, r, k) * factor;
-                scaled[k] = x[k] * multiplier_of(copy, factors, r, k);
-            });
-            g.sync();
-            auto square = [](real a) { return a * a; };
-            auto nonzero = [](real a) { return (real)(a != 0); };
-            float s[SUMS] = {
-                (float)g.sum(C, nonzero, x), (float)g.sum(C, nonzero, q),
-                (float)g.sum(C, [=](real y) { return (real)(y > max || y < -max); }, scaled),
-                (float)g.sum(C, square, x), (float)g.sum(C, [=](real x, real q) { return square(x - q); }, x, q),
-                (float)g.sum(C, [](real x, real q) { return q - x; }, x, q), (float)g.sum(C, Magnitude(), x),
-                (float)g.max(C, Magnitude(), x)};
-            for (int k = 0; k < SUMS && g.first(); k++) out[k] = s[k];
-        });
-    }
+    for (int first = 0; first < R; first += MEASURED_ROWS)
+        measure_rows(sums, rows, copy, source, *factors, max, first, std::min(MEASURED_ROWS, R - first), C);
     synchronize("measure");
     double total[SUMS] = {}, count = (double)R * C;
     for (int r = 0; r < R; r++)

@@ -35,6 +35,10 @@ static void cast_nvfp4(uint8_t*, uint8_t*, float*, float*, const act*, Cast, boo
 static void hadamard(act*, const act*, int, int) { no_cast(); }
 static void amax_tensor(float*, const act*, size_t) { no_cast(); }
 #include "model.cuh"
+#include "ops/attention.cu"
+#include "ops/device.cu"
+#include "ops/matmul.cu"
+#include "ops/ops.cu"
 } // namespace f32
 
 double f32_gradients(std::vector<std::vector<float>>& dw, Config config, const std::vector<const float*>& weights,

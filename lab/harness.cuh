@@ -40,9 +40,7 @@ inline std::string set_machine(const Options& o) { // returns its description
     CpuKernel kernel = machine.kernels == Kernels::fast ? CpuKernel::fast : CpuKernel::portable;
     const char* gemm = machine.kernels == Kernels::reference ? "reference" : cpu_kernel_name(kernel);
     std::string where = format("CPU, %d thread%s, %s matmul", threads, threads == 1 ? "" : "s", gemm);
-#ifdef ULP_GPU
-    if (o.device == "auto") where += " (" + why_not + ")";
-#endif
+    if (o.device == "auto" && has_gpu_code()) where += " (" + why_not + ")";
     return where;
 }
 

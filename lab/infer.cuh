@@ -46,19 +46,12 @@ inline void watch_saturation(GPT& g, Saturation* s) { // null: no longer
         if (s) l.x.watch = [&g, s](const Tensor& t) {
             const Quantizer& q = *t.quantizer;
             if (!q.is_cast() || q.cast.scaling != Scaling::delayed) return;
-            const act* x = t.data;
             const float* scale = &q.copies[0].factors->scale;
-            float max = q.cast.elem.max;
             real* beyond = g.losses; // of each row; nobody needs them yet
-            int C = t.cols;
-            for_rows("saturation", (double)t.rows * C * sizeof(act), t.rows, [=] HD(Lanes g, int r) {
-                real n = g.sum(C, [=](real x) { return (real)((float)x * *scale > max || (float)x * *scale < -max); },
-                               x + (size_t)r * C);
-                if (g.first()) beyond[r] = n;
-            });
+            count_beyond(beyond, t.data, scale, q.cast.elem.max, t.rows, t.cols);
             synchronize("saturation");
             for (int r = 0; r < t.rows; r++) s->beyond += beyond[r];
-            s->count += (double)t.rows * C;
+            s->count += (double)t.rows * t.cols;
         };
     });
 }

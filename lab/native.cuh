@@ -2,7 +2,8 @@
 // small problem, against its exact emulation; a kind that fails is emulated from then on.
 #pragma once
 #include "model.cuh"
-#ifdef ULP_GPU
+#include "run/screen.h"
+
 // A small GEMM of this kind, natively and then emulated, as fprop (BF16 out, a bias, fast accumulation) and as wgrad
 // (FP32, added to). Returns "", or what went wrong.
 // Bound: tensor cores align the products of a step with the largest and cut 13 bits below it (Hopper's, the shortest
@@ -10,7 +11,6 @@
 // Most values are positive, so that sums are near S and a scale that is found in a wrong place shows.
 inline std::string native_check(GemmKind kind) {
     constexpr int M = 40, N = 192, K = 160; // more than one tile of scales in rows, and blocks that fill none
-    lt_start();
     struct Side {
         std::vector<uint8_t> codes, scales;
         std::vector<float> values = {}; // (rows, K)
@@ -21,7 +21,7 @@ inline std::string native_check(GemmKind kind) {
     char *memory = allocate_zeroed(1 << 20), *next = memory;
     auto upload = [&](const void* from, size_t bytes) {
         char* to = next;
-        cuda_check(cudaMemcpy(to, from, bytes, cudaMemcpyDefault), "native_check");
+        memcpy(to, from, bytes);
         return next += (bytes + 255) / 256 * 256, to;
     };
     for (int i = 0; i < 2; i++) {
@@ -33,7 +33,7 @@ inline std::string native_check(GemmKind kind) {
         s.o = codes_of(s.codes.data(), f, true, K);
         if (block) {
             s.o.scales = s.scales.data(), s.o.scale_elem = scale, s.o.block = block, s.o.ld_scales = KB;
-            s.o.swizzled = lt.family >= 100;
+            s.o.swizzled = machine.layout.tiled;
         }
         for (size_t at = 0; at < (size_t)rows * K; at++) {
             uint32_t code = encode(f, f.max * 0x1p-16f * (float)(int)(hash() % 0x10000) * (hash() % 8 ? 1 : -1));
@@ -56,25 +56,22 @@ inline std::string native_check(GemmKind kind) {
     std::vector<bf16> bias(N);
     for (bf16& b : bias) b = bf16(unit * (float)(hash() % 64));
     std::string wrong;
-    bool insist = std::exchange(lt.insist, false);
+    bool insist = std::exchange(native.insist, false);
     for (bool fprop : {true, false}) {
-        size_t bytes = (size_t)M * N * (fprop ? 2 : 4);
         std::vector<float> start(M * N, 20 * unit);
         Gemm g = {.out = nullptr, .out_elem = fprop ? Elem::bf16 : Elem::f32, .ld_out = N, .M = M, .N = N, .K = K,
                   .a = side[0].o, .b = side[1].o, .accumulate = !fprop, .fast_accum = fprop};
         if (fprop) g.bias = upload(bias.data(), 2 * N);
         std::vector<float> got[2];
-        for (bool native : {true, false}) {
+        for (bool as_codes : {true, false}) {
             g.out = upload(start.data(), 4 * M * N);
-            if (!native) lt.failed[kind] = "it is being checked";
-            bool done = matmul_gpu("native_check", g);
-            if (!native) lt.failed.erase(kind);
-            if (!done || lt.was_native != native) wrong = "cuBLASLt does not take it";
+            if (!as_codes) native.failed[kind] = "it is being checked";
+            matmul("native_check", g);
+            if (!as_codes) native.failed.erase(kind);
+            if (native.used != as_codes) wrong = "cuBLASLt does not take it";
             synchronize("native_check");
-            std::vector<char> out(bytes);
-            cuda_check(cudaMemcpy(out.data(), g.out, bytes, cudaMemcpyDefault), "native_check");
             for (int i = 0; i < M * N; i++)
-                got[native].push_back(fprop ? (float)((bf16*)out.data())[i] : ((float*)out.data())[i]);
+                got[as_codes].push_back(fprop ? (float)((bf16*)g.out)[i] : ((float*)g.out)[i]);
         }
         for (int i = 0; i < M * N && wrong.empty(); i++) {
             double S = fprop ? fabs((float)bias[i % N]) : fabs(start[i]);
@@ -86,30 +83,27 @@ inline std::string native_check(GemmKind kind) {
                                got[true][i], got[false][i], bound);
         }
     }
-    lt.insist = insist;
+    native.insist = insist;
     release_memory(memory, 1 << 20);
     return wrong;
 }
-// For every kind that a run will use: what a card gets wrong is emulated from then on, or an error if lt.insist.
+// For every kind that a run will use: what a card gets wrong is emulated from then on, or an error if native.insist.
 inline void prove_native(const std::vector<GemmKind>& kinds) {
-    lt_start();
+    start_matmul_gpu();
     for (const GemmKind& k : kinds) {
-        if (!k.any_codes() || lt.failed.count(k) || !why_emulated(k, lt.cc).empty()) continue;
-        std::string wrong = native_check(k), what = how_multiplied(k, lt.cc);
+        if (!k.any_codes() || native.failed.count(k) || !why_emulated(k, machine.cc).empty()) continue;
+        std::string wrong = native_check(k), what = how_multiplied(k, machine.cc);
         if (wrong.empty()) continue;
-        if (lt.insist) fail("--native: %s fails its check on this card: %s", what.c_str(), wrong.c_str());
+        if (native.insist) fail("--native: %s fails its check on this card: %s", what.c_str(), wrong.c_str());
         note("%s fails its check on this card and is emulated: %s", what.c_str(), wrong.c_str());
-        lt.failed[k] = "it failed its check on this card: " + wrong;
+        native.failed[k] = "it failed its check on this card: " + wrong;
     }
 }
-#endif
 // The same wherever a recipe is resolved, once for each kind; on a CPU there is nothing to prove.
-inline void prove_gemms([[maybe_unused]] const std::vector<GemmKind>& kinds, [[maybe_unused]] bool native) {
-#ifdef ULP_GPU
+inline void prove_gemms(const std::vector<GemmKind>& kinds, bool insist) {
     static std::map<GemmKind, bool> proved;
     if (!machine.gpu || machine.kernels != Kernels::fast) return;
-    lt.insist = native;
+    native.insist = insist;
     for (const GemmKind& k : kinds)
         if (!std::exchange(proved[k], true)) prove_native({k});
-#endif
 }

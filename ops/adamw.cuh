@@ -2,20 +2,8 @@
 // clip_grad_norm_ compute them. Master weights, gradients and moments are FP32; the update also writes the BF16 copy
 // of the weight that the next GEMMs read, so that no cast of a weight ever appears elsewhere.
 #pragma once
-#include "ops/elementwise.cuh"
+#include "ops/ops.cuh"
 
-struct AdamW {
-    real lr, beta1, beta2, eps, weight_decay;
-    real correction1, correction2; // 1 - beta1^t, sqrt(1 - beta2^t), t counted from 1
-};
-// What a step reports and its update obeys. It lies where the device sees it, so that nothing waits for it in a step.
-struct StepResult {
-    double batch; // mean loss of the last batch
-    double loss;  // the sum of those since microbatch 0
-    double norm;  // of the gradients divided by the loss scale, before clipping
-    real factor;  // of every gradient: min(1, clip / (norm + 1e-6)) / loss scale
-    int bad;      // loss or norm was not finite: nothing is updated from then on
-};
 HD INLINE void adamw_element(real& w, real& m, real& v, real grad, real factor, AdamW o) {
     real gr = grad * factor;
     real m1 = o.beta1 * m + (1 - o.beta1) * gr;
@@ -25,9 +13,7 @@ HD INLINE void adamw_element(real& w, real& m, real& v, real grad, real factor, 
     m = m1;
     v = v1;
 }
-// w, m, v, operand (n) are updated in place; grad (n). operand = w rounded to act; it may be w itself (ACT=real).
-inline void adamw(real* w, act* operand, real* m, real* v, const real* grad, const StepResult* result, size_t n,
-                  AdamW o) {
+void adamw(real* w, act* operand, real* m, real* v, const real* grad, const StepResult* result, size_t n, AdamW o) {
     for_rows("adamw", n * (28.0 + sizeof(act)), pieces(n), [=] HD(Lanes g, int i) {
         size_t at = (size_t)i * PIECE;
         real *wi = w + at, *mi = m + at, *vi = v + at;
@@ -40,16 +26,14 @@ inline void adamw(real* w, act* operand, real* m, real* v, const real* grad, con
         });
     });
 }
-// operand = master, rounded to act: after initialisation or loading. A no-op when they are the same memory.
-inline void round_to_operand(act* operand, const real* w, size_t n) {
+void round_to_operand(act* operand, const real* w, size_t n) {
     if ((const void*)operand == (const void*)w) return;
     for_rows("round_to_operand", n * (4.0 + sizeof(act)), pieces(n), [=] HD(Lanes g, int i) {
         size_t at = (size_t)i * PIECE;
         g.map(piece_size(n, i), operand + at, [](real w) { return w; }, w + at);
     });
 }
-// squares[i] = sum of grad^2 over piece i
-inline void squares_of(real* squares, const real* grad, size_t n) {
+void squares_of(real* squares, const real* grad, size_t n) {
     for_rows("grad_norm", 4.0 * n, pieces(n), [=] HD(Lanes g, int i) {
         real s = g.sum(piece_size(n, i), [](real x) { return x * x; }, grad + (size_t)i * PIECE);
         if (g.first()) squares[i] = (real)s;
@@ -66,16 +50,13 @@ template <class T> HD inline double sum_in_double(Lanes g, const T* x, size_t n)
         else g.each(m, [&](int l) { s[l] += s[l + m]; });
     return s[0];
 }
-// result's batch and loss, of losses (N); first: of a step
-inline void mean_of(StepResult* result, const real* losses, bool first, int N) {
+void mean_of(StepResult* result, const real* losses, bool first, int N) {
     for_rows("mean_loss", 4.0 * N, 1, [=] HD(Lanes g, int) {
         double mean = sum_in_double(g, losses, N) / N;
         if (g.first()) result->batch = mean, result->loss = (first ? 0 : result->loss) + mean;
     });
 }
-// result's norm, factor and bad, of all parameters' squares (n), which loss_scale has made too large; clip 0: none.
-// parts: pieces(n) doubles
-inline void norm_of(StepResult* result, double* parts, const real* squares, size_t n, double clip, double loss_scale) {
+void norm_of(StepResult* result, double* parts, const real* squares, size_t n, double clip, double loss_scale) {
     for_rows("grad_norm", 4.0 * n, pieces(n), [=] HD(Lanes g, int i) {
         double s = sum_in_double(g, squares + (size_t)i * PIECE, piece_size(n, i));
         if (g.first()) parts[i] = s;

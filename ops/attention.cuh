@@ -10,15 +10,11 @@
 //   products differ by the bound in matmul_cpu.h. The GPU's twin is flash.cuh.
 #pragma once
 #include "ops/flash.cuh"
-#include "ops/heads.cuh"
 #include "ops/matmul.cuh"
+#include "ops/ops.cuh"
 #include <algorithm>
 #include <vector>
 
-struct AttentionScratch { // attention_scratch() elements each
-    real *s, *dp;
-    act *p, *ds;
-};
 // Where the keys and values of all past + T tokens stand, and as what: in qkv, or in a cache (kv_cache.cuh).
 template <class KV> struct KeyValues {
     const KV *k, *v;
@@ -161,8 +157,7 @@ inline void attention_backward_head(act* dqkv, const act* dout, const act* qkv, 
 }
 
 // --- launchers ---------------------------------------------------------------------------------------------------
-// Elements that each array of the scratch has to hold. cached: forward only, of one window, with a cache
-inline size_t attention_scratch(Heads d, bool cached = false) {
+size_t attention_scratch(Heads d, bool cached) {
     if (!machine.gpu && machine.kernels != Kernels::reference) return 0;
     return !flash_serves(d) ? d.rows() * d.keys() : cached ? (size_t)d.NH * d.T * d.keys() : d.rows();
 }
@@ -172,7 +167,7 @@ template <class Head> void for_heads(const char* name, double bytes, double flop
         for (int i = 0; i < d.B * d.NH; i++) head(i / d.NH, i % d.NH);
     });
 }
-// o (B, T, C); lse (B, NH, T), kept for the backward pass; qkv (B, T, 3C), of which a cache's kv leaves only q to read
+// qkv: of which a cache's kv leaves only q to read
 template <class KV>
 void attention_forward(act* o, real* lse, const act* qkv, KeyValues<KV> kv, AttentionScratch scratch, Heads d) {
     double C = d.C(), bytes = 2.0 * d.B * (d.T * C * sizeof(act) + d.keys() * C * sizeof(KV));
@@ -183,7 +178,7 @@ void attention_forward(act* o, real* lse, const act* qkv, KeyValues<KV> kv, Atte
         }, flops);
     for_heads("attention", bytes, flops, d, [=](int b, int h) { attention_forward_head(o, lse, qkv, kv, d, b, h); });
 }
-inline void attention_forward(act* o, real* lse, const act* qkv, AttentionScratch scratch, Heads d) {
+void attention_forward(act* o, real* lse, const act* qkv, AttentionScratch scratch, Heads d) {
 #ifdef ULP_GPU
     if (flash_serves(d) && flash_aligned(o, qkv))
         return profiled("attention", 4.0 * d.rows() * d.HS * sizeof(act), 2.0 * d.rows() * (d.T + 1) * d.HS,
@@ -192,9 +187,8 @@ inline void attention_forward(act* o, real* lse, const act* qkv, AttentionScratc
     KeyValues<act> kv = {qkv + d.C(), qkv + 2 * d.C(), 3 * d.C(), (size_t)d.HS, d.T * 3 * d.C()};
     attention_forward(o, lse, qkv, kv, scratch, d);
 }
-// dqkv (B, T, 3C) is written whole; dout, o (B, T, C)
-inline void attention_backward(act* dqkv, const act* dout, const act* qkv, const act* o, const real* lse,
-                               AttentionScratch scratch, Heads d) {
+void attention_backward(act* dqkv, const act* dout, const act* qkv, const act* o, const real* lse,
+                        AttentionScratch scratch, Heads d) {
     double bytes = 8.0 * d.B * d.T * d.C() * sizeof(act), flops = 5.0 * d.B * d.T * (d.T + 1) * d.C();
 #ifdef ULP_GPU
     if (flash_serves(d) && flash_aligned(dqkv, dout, qkv, o))

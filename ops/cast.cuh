@@ -1,6 +1,6 @@
 // How casts go through a matrix: lanes and vectors. Part of fp8.cuh, where formats, scales and entry points are.
 //
-// - The row functions cast_run() and decode_run() are the definition, on both machines: a lane of a GPU takes one block
+// - The row function cast_run() is the definition, on both machines: a lane of a GPU takes one block
 //   at a time, the host 16, so that its vectors span blocks and the scales of 16 blocks are one vector too.
 // - Columns are cast straight from x, never from a transposed copy. On a GPU neighbouring lanes take neighbouring
 //   columns; on the CPU cast_tile() is the faster twin, bit-equal.
@@ -9,7 +9,7 @@
 // - A largest amax is recorded with an integer maximum, which no order of the rows can change.
 #pragma once
 #include "ops/cast_cpu.h"
-#include "ops/elementwise.cuh"
+#include "ops/lanes.cuh"
 
 HD INLINE size_t blocks(size_t n, int N) { return (n + N - 1) / N; }
 
@@ -53,7 +53,7 @@ HD INLINE uint16_t magnitude_bits(bf16 x, bool keep_nan) {
     return m & (uint16_t)(0 - (keep_nan | (m <= INF_BITS >> 16)));
 }
 template <class T> using Bits = decltype(magnitude_bits(T(), true));
-template <class T> HD INLINE float from_bits(Bits<T> m) { return bits_as<float>((uint32_t)m << (32 - 8 * sizeof(T))); }
+template <class T> HD INLINE float from_bits(Bits<T> m) { return bits_as<float>((uint32_t)m << (32 - 8 * sizeof(Bits<T>))); }
 template <class T> HD INLINE Bits<T> larger(Bits<T> amax, T x, bool keep_nan) {
     Bits<T> m = magnitude_bits(x, keep_nan);
     return m > amax ? m : amax;
@@ -248,7 +248,7 @@ HD INLINE void amax_strip(float* amax, size_t step, const T* x, int h, int w, in
     }
     for (; n > 1 && per > 1; n /= 2, per /= 2) pairwise(m, m, n / 2);
     for (int mask = 1; per > 1; mask *= 2, per /= 2) { // a block of a GPU's neighbouring lanes
-        Bits<T> other = (Bits<T>)(bits_as<uint32_t>(shfl_xor(from_bits<T>(m[0]), mask)) >> (32 - 8 * sizeof(T)));
+        Bits<T> other = (Bits<T>)(bits_as<uint32_t>(shfl_xor(from_bits<T>(m[0]), mask)) >> (32 - 8 * sizeof(m[0])));
         m[0] = m[0] > other ? m[0] : other;
     }
     for (int i = 0; i < n && first % w == 0; i++)
@@ -273,53 +273,6 @@ template <class T> void amax_tensor(float* amax, const T* x, size_t n) {
     });
 }
 
-// --- and back -------------------------------------------------------------------------------------------------------
-template <const Format& F, int N, int G, class Y, class Scales>
-HD INLINE void decode_group(Y* y, const uint8_t* codes, const Scales& scales, size_t K, uint32_t j, int count) {
-    constexpr int bytes = F.bits() == 4 ? N / 2 : N;
-    uint32_t KB = (uint32_t)blocks(K, N);
-    bool in_place = count == G && K % N == 0;
-    uint8_t gathered[G * bytes], q[G * N];
-    float s[G * N];
-    struct alignas(16) { Y v[G * N]; } out;
-    for (int b = 0; b < G; b++) {
-        size_t o = (j + b) / KB, kb = (j + b) % KB, row_bytes = code_bytes(F, K);
-        float scale = b < count ? scales(o, kb) : 0;
-        for (int k = 0; k < N; k++) s[b * N + k] = scale;
-        size_t at = o * row_bytes + kb * bytes, n = b < count ? row_bytes - kb * bytes : 0;
-        for (int i = 0; i < bytes && !in_place; i++) gathered[b * bytes + i] = (size_t)i < n ? codes[at + i] : 0;
-    }
-    const uint8_t* p = in_place ? codes + (size_t)j * bytes : gathered;
-    for (int i = 0; i < G * bytes; i++)
-        if (bytes < N)
-            q[2 * i % (G * N)] = p[i] & 15, q[(2 * i + 1) % (G * N)] = p[i] >> 4;
-        else
-            q[i] = p[i];
-    for (int i = 0; i < G * N; i++) out.v[i] = Y(decode(F, q[i]) * s[i]);
-    if (in_place && (!on_device() || (uintptr_t)(y + (size_t)j * N) % 16 == 0))
-        memcpy(__builtin_assume_aligned(y + (size_t)j * N, on_device() ? 16 : alignof(Y)), &out, sizeof out);
-    else
-        for (int b = 0; b < G && b < count; b++) {
-            size_t o = (j + b) / KB, kb = (j + b) % KB;
-            for (int k = 0; k < N && kb * N + k < K; k++) y[o * K + kb * N + k] = out.v[b * N + k];
-        }
-}
-template <const Format& F, int N, class Y, class Scales>
-void decode_as(const char* name, Y* y, const uint8_t* codes, Scales scales, int O, int K) {
-    for_rows(name, (double)O * K * (sizeof(Y) + F.bits() / 8.0), runs(name, O, K, N), [=] HD(Lanes g, int run) {
-        uint32_t first = (uint32_t)run * RUN, left = (uint32_t)O * (uint32_t)blocks(K, N) - first;
-        int count = left < RUN ? (int)left : RUN, G = on_device() ? 1 : 16;
-        g.each((count + G - 1) / G, [&](int i) __attribute__((always_inline)) {
-            int left = count - i * G;
-            on_device() ? decode_group<F, N, 1>(y, codes, scales, K, first + i, 1)
-                        : decode_group<F, N, 16>(y, codes, scales, K, first + i * 16, left < 16 ? left : 16);
-        });
-    });
-}
-template <int N, const Format&... Fs, class Y, class Scales>
-void decode_blocks(const char* name, Y* y, const uint8_t* codes, Scales scales, Format f, int O, int K) {
-    for_format<Fs...>(name, f, [&]<const Format& F>() { decode_as<F, N>(name, y, codes, scales, O, K); });
-}
 // --- the random Hadamard transform ----------------------------------------------------------------------------------
 // y (16 blocks(R, 16), C) = x' = H x down each 16 rows, zeros below row R. H = Hadamard matrix * diag(sign) / 4 is
 // orthogonal, so a GEMM of two operands that went through it contracts to the same sums; before the cast it spreads an

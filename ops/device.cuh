@@ -14,7 +14,6 @@
 #include <cstdlib>
 #include <map>
 #include <string>
-#include <sys/mman.h>
 
 constexpr int LANES = 32;
 
@@ -177,61 +176,58 @@ struct Card {
 inline void cuda_check(cudaError_t e, const char* what) {
     if (e != cudaSuccess) fail("%s: CUDA says %s (%s)", what, cudaGetErrorName(e), cudaGetErrorString(e));
 }
-KERNEL static void probe_kernel() {}
 #endif
 
+bool has_gpu_code(); // does this build?
 // The first GPU, or why there is none to use. A chip that nobody has heard of is an error.
-inline Card find_card(std::string& why_not) {
-    Card c;
-#ifdef ULP_GPU
-    cudaDeviceProp p;
-    int cards = 0, kilohertz = 0;
-    cudaError_t e = cudaGetDeviceCount(&cards);
-    if (e == cudaSuccess && cards) e = cudaGetDeviceProperties(&p, 0);
-    if (e != cudaSuccess || !cards) {
-        why_not = e == cudaSuccess ? "no GPU in this machine" : format("no GPU to use: %s", cudaGetErrorString(e));
-        cudaGetLastError(); // forget it
-        return c;
-    }
-    c.cc = p.major * 10 + p.minor;
-    if (!word_in(std::to_string(c.cc), "80 86 87 89 90 100 103 120 121"))
-        fail("%s has compute capability %d.%d, which nothing here was written for. hint: --device cpu", p.name, p.major,
-             p.minor);
-    cudaFuncAttributes kernel; // is there code for this card in the binary?
-    if (cudaFuncGetAttributes(&kernel, probe_kernel) != cudaSuccess) {
-        why_not = format("this build has no code for %s, compute capability %d.%d. hint: make ARCH=%d%s", p.name,
-                         p.major, p.minor, c.cc, c.cc >= 100 ? "f" : c.cc == 90 ? "a" : "");
-        cudaGetLastError();
-        return c;
-    }
-    c.name = p.name, c.sms = p.multiProcessorCount;
-    cuda_check(cudaMemGetInfo(&c.memory_free, &c.memory_total), c.name.c_str());
-    cuda_check(cudaDeviceGetAttribute(&kilohertz, cudaDevAttrMemoryClockRate, 0), c.name.c_str());
-    c.bytes_per_second = 2.0 * kilohertz * 1e3 * p.memoryBusWidth / 8; // two transfers a clock
-#else
-    why_not = "this build has no GPU code. hint: make ARCH=90a, or whatever the card is";
-#endif
-    return c;
-}
+Card find_card(std::string& why_not);
 // As cuBLASLt reads them: FP8 along K alone but on 10.x, block scales in tiles.
 inline Layout layout_for(int cc) { return {.pad = 32, .transposes = cc / 10 != 10, .tiled = cc >= 100}; }
-// From now on everything runs on that card.
-inline void use_gpu(const Card& c) {
-    machine.gpu = true, machine.cc = c.cc == 89 ? 89 : c.cc / 10 * 10;
-    machine.layout = machine.kernels == Kernels::fast ? layout_for(c.cc) : Layout();
-#ifdef ULP_GPU
-    const char* debug = getenv("DEBUG");
-    machine.debug = debug && *debug && std::string(debug) != "0";
-    cudaStream_t s = nullptr; // one of our own, because the default one cannot be captured
-    if (!machine.stream) cuda_check(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking), "stream"), machine.stream = s;
-#endif
-}
+void use_gpu(const Card& c); // from now on everything runs on that card
+void synchronize(const char* what); // the host waits for it; errors carry what is said here
 
-inline void synchronize([[maybe_unused]] const char* what) {
-#ifdef ULP_GPU
-    if (machine.gpu) cuda_check(cudaDeviceSynchronize(), what);
-#endif
-}
+size_t memory_room();                         // bytes that are free for tensors
+char* allocate_zeroed(size_t bytes);          // memory for tensors, 256-byte aligned; both machines see it
+void release_memory(char* p, size_t bytes);
+void fill_zero(void* to, size_t bytes);
+
+// --- 3. small things between the CPU and its GPU, without waiting ------------------------------------------------
+// Both ways go through pinned memory, because from any other the driver copies in its own time.
+// *to (device) = *from (host), before what is launched from now on; `from` may change as soon as this returns. At most
+// 16 MB.
+void upload(void* to, const void* from, size_t bytes);
+
+struct Pinned { // two halves of pinned memory, and when the last copy of each was made
+    char* memory = nullptr;
+    size_t half = 0;      // bytes
+    void* copied[2] = {}; // cudaEvent_t
+    Pinned() = default;
+    Pinned(const Pinned&) = delete;
+    ~Pinned();
+    void need(size_t bytes); // in all
+    void mark(int i);
+    void wait(int i);
+    void fetch(int i, const void* from, size_t bytes); // to the beginning of half i
+};
+// A value on the device, asked for now and read later.
+template <class T> struct Later {
+    T value = {};
+    Pinned pinned; // what was asked for last may arrive before the one before it is read
+    int64_t asked = 0, read = 0;
+    void ask(const T* from) { // at most two are under way
+        if (!machine.gpu) return (void)(value = *from);
+        pinned.need(2 * sizeof(T));
+        pinned.fetch(asked++ % 2, from, sizeof(T));
+    }
+    T get() { // in the order in which they were asked for; waits for it
+        if (!machine.gpu) return value;
+        int i = read++ % 2;
+        pinned.wait(i);
+        return value = ((T*)pinned.memory)[i];
+    }
+};
+
+// --- 4. launching ------------------------------------------------------------------------------------------------
 #ifdef ULP_GPU
 // The only place that launches; errors carry the op's name.
 template <class... P, class... A>
@@ -246,42 +242,6 @@ void launch(const char* name, void (*kernel)(P...), size_t grid, int block, size
     if (machine.debug) synchronize(name);
 }
 #endif
-
-// Bytes that are free for tensors; the CPU's pages appear when they are touched.
-inline size_t memory_room() {
-    size_t free = SIZE_MAX;
-#ifdef ULP_GPU
-    size_t total;
-    if (machine.gpu) cuda_check(cudaMemGetInfo(&free, &total), "free memory");
-#endif
-    return free;
-}
-// Memory for tensors, zeroed, 256-byte aligned; both machines see it.
-inline char* allocate_zeroed(size_t bytes) {
-    char* p = nullptr;
-#ifdef ULP_GPU
-    if (machine.gpu) {
-        if (cudaMallocManaged(&p, bytes) != cudaSuccess) p = nullptr, cudaGetLastError();
-        else cuda_check(cudaMemsetAsync(p, 0, bytes, (cudaStream_t)machine.stream), "clearing memory");
-        synchronize("clearing memory");
-    } else
-#endif
-    {
-        p = (char*)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (p == MAP_FAILED) p = nullptr; // pages appear when touched, so what is never used costs nothing
-#ifdef MADV_HUGEPAGE
-        else madvise(p, bytes, MADV_HUGEPAGE);
-#endif
-    }
-    if (!p) fail("out of memory: the model needs %.2f GB. hint: a smaller --batch-size or --seq-len", bytes / 1e9);
-    return p;
-}
-inline void release_memory(char* p, [[maybe_unused]] size_t bytes) {
-#ifdef ULP_GPU
-    if (machine.gpu) return (void)cudaFree(p);
-#endif
-    if (p) munmap(p, bytes);
-}
 
 // Runs work() and books its time, bytes moved and floating-point operations under `name`.
 template <class Work> void profiled(const char* name, double bytes, double flops, Work work) {

@@ -1,37 +1,46 @@
 // Residual additions, bias gradients, and other ops that know no rows.
 #pragma once
-#include "ops/lanes.cuh"
+#include "ops/ops.cuh"
 
-// A launch takes the tensor in pieces of this many elements.
-constexpr int PIECE = 4096;
-HD inline size_t pieces(size_t n) { return (n + PIECE - 1) / PIECE; }
-HD inline int piece_size(size_t n, int i) {
-    size_t left = n - (size_t)i * PIECE;
-    return left < PIECE ? (int)left : PIECE;
-}
-
-// y = a + b; the gradient flows to both unchanged, so there is no backward
-inline void residual_forward(act* y, const act* a, const act* b, size_t n) {
+void residual_forward(act* y, const act* a, const act* b, size_t n) {
     for_rows("residual", 3.0 * n * sizeof(act), pieces(n), [=] HD(Lanes g, int i) {
         size_t at = (size_t)i * PIECE;
         g.map(piece_size(n, i), y + at, [](real a, real b) { return a + b; }, a + at, b + at);
     });
 }
-// x *= factor
-inline void multiply(act* x, real factor, size_t n) {
+void multiply(act* x, real factor, size_t n) {
     for_rows("multiply", 2.0 * n * sizeof(act), pieces(n), [=] HD(Lanes g, int i) {
         size_t at = (size_t)i * PIECE;
         g.map(piece_size(n, i), x + at, [=](real x) { return factor * x; }, x + at);
     });
 }
-template <class T> void fill_zero(T* y, size_t n) {
-    for_rows("fill_zero", (double)n * sizeof(T), pieces(n), [=] HD(Lanes g, int i) {
-        T* to = y + (size_t)i * PIECE;
-        g.each(piece_size(n, i), [=](int k) { to[k] = T(0.0f); });
+void copy(act* y, const act* x, size_t n) {
+    for_rows("copy", 2.0 * n * sizeof(act), pieces(n), [=] HD(Lanes g, int i) {
+        size_t at = (size_t)i * PIECE;
+        g.map(piece_size(n, i), y + at, [](real x) { return x; }, x + at);
     });
 }
-// db (OC) += column sums of dy (N, OC); partial: panels(N) * OC floats
-inline void bias_backward(real* db, const act* dy, real* partial, int N, int OC) {
+void transpose_codes(uint8_t* to, const uint8_t* from, Format f, int R, int C) {
+    size_t ld_to = code_ld(f, R), ld_from = code_ld(f, C);
+    for_rows("transpose_codes", 2.0 * R * C, C, [=] HD(Lanes g, int c) {
+        uint8_t* row = to + c * ld_to;
+        g.each((int)ld_to, [=](int r) { row[r] = r < R ? from[r * ld_from + c] : 0; });
+    });
+}
+void add_panels(real* sum, const real* partial, int N, int C) {
+    int P = panels(N);
+    for_rows("add_panels", 4.0 * (P + 2) * C, column_groups(C), [=] HD(Lanes g, int j) {
+        Panel p = panel(j, 1, C);
+        const real* from = partial + p.col;
+        real* to = sum + p.col;
+        g.each(p.cols, [=](int c) {
+            real s = 0;
+            for (int i = 0; i < P; i++) s += from[(size_t)i * C + c];
+            to[c] += s;
+        });
+    });
+}
+void bias_backward(real* db, const act* dy, real* partial, int N, int OC) {
     for_rows("bias_backward", (double)N * OC * sizeof(act), (size_t)panels(N) * column_groups(OC),
              [=] HD(Lanes g, int j) {
                  Panel p = panel(j, N, OC);

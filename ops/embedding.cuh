@@ -2,26 +2,19 @@
 // of every distinct token (a counting sort, made off the critical path), and one group adds them in ascending order.
 // No atomics, the same bits every time.
 #pragma once
-#include "ops/lanes.cuh"
+#include "ops/ops.cuh"
 
 HD inline void embedding_row(Lanes g, act* x, const real* wte, const real* wpe, int C) {
     g.map(C, x, [](real token, real position) { return token + position; }, wte, wpe);
 }
-// x (B*T, C) = wte[token] + wpe[t]; tokens (B*T); wte (V, C); wpe (>= T, C)
-inline void embedding_forward(act* x, const int* tokens, const real* wte, const real* wpe, int B, int T, int C) {
+void embedding_forward(act* x, const int* tokens, const real* wte, const real* wpe, int B, int T, int C) {
     size_t N = (size_t)B * T;
     for_rows("embedding", N * C * (8.0 + sizeof(act)), N, [=] HD(Lanes g, int n) {
         embedding_row(g, x + (size_t)n * C, wte + (size_t)tokens[n] * C, wpe + (size_t)(n % T) * C, C);
     });
 }
 
-// Token distinct[i] stands at positions[first[i]] .. positions[first[i + 1] - 1] of the batch, ascending; i < count.
-struct TokenIndex {
-    int count = 0;
-    int *distinct, *first, *positions; // (N) (N + 1) (N)
-};
-// dwte[token] += sum of dx over the positions of the token, ascending; dx (N, C)
-inline void embedding_backward_tokens(real* dwte, const act* dx, TokenIndex x, int N, int C) {
+void embedding_backward_tokens(real* dwte, const act* dx, TokenIndex x, int N, int C) {
     double bytes = (double)N * C * sizeof(act) + 8.0 * x.count * C;
     for_rows("embedding_backward", bytes, x.count, [=] HD(Lanes g, int i) {
         real* to = dwte + (size_t)x.distinct[i] * C;
@@ -34,8 +27,7 @@ inline void embedding_backward_tokens(real* dwte, const act* dx, TokenIndex x, i
         });
     });
 }
-// dwpe[t] += sum over b, ascending, of dx[b, t]
-inline void embedding_backward_positions(real* dwpe, const act* dx, int B, int T, int C) {
+void embedding_backward_positions(real* dwpe, const act* dx, int B, int T, int C) {
     for_rows("embedding_backward", (double)B * T * C * sizeof(act) + 8.0 * T * C, T, [=] HD(Lanes g, int t) {
         real* to = dwpe + (size_t)t * C;
         g.each(C, [=](int c) {

@@ -4,20 +4,8 @@
 // are written for each element where the row functions write 2, read 2, write 1, read 1 and write 1. Bit-equal to them:
 // the value is rounded to BF16 before it is cast, and columns are summed in panels of the same 64 rows.
 #pragma once
-#include "fp8.cuh"
+#include "ops/ops.cuh"
 
-// Where the codes of an operand (R, C) of one scale go. Rows of codes end in zeros, up to their ld, a multiple of 32.
-struct Sink {
-    uint8_t *codes = nullptr, *transposed = nullptr; // (R, ld) and (C, ld_transposed); or null
-    size_t ld = 0, ld_transposed = 0;
-    Format f = E4M3;
-    const float* scale = nullptr; // null: 1
-    float* factors = nullptr;     // becomes 1 / scale, scale
-    float* amax = nullptr;        // becomes the larger of itself and max|x|, NaN left out; or null
-    bool keeps = true;            // BF16 is wanted too
-    real *sums = nullptr, *partial = nullptr; // (C) column sums are added to; scratch: panels(R) * C; or null
-    explicit operator bool() const { return codes; }
-};
 #ifdef ULP_GPU
 constexpr int SIDE = 64;
 static_assert(SIDE == PANEL, "sums of columns add up as bias_backward's do");

@@ -11,8 +11,7 @@ HD INLINE real gelu_derivative(real x) {
     real du = (real)0.7978845608f * (1 + (real)0.134145f * x * x); // 3 * 0.044715
     return (real)0.5f * (1 + t) + (real)0.5f * x * (1 - t * t) * du;
 }
-// y, x (N, C). With a sink, its codes too, and y is left as it is unless the sink keeps BF16.
-inline void gelu_forward(act* y, const act* x, int N, int C, Sink sink = {}) {
+void gelu_forward(act* y, const act* x, int N, int C, Sink sink) {
     if (sink)
         return in_tiles("gelu", sink.keeps ? y : nullptr, sink, N, C, [] HD(int, int, real x) { return gelu(x); }, x);
     size_t n = (size_t)N * C;
@@ -21,8 +20,7 @@ inline void gelu_forward(act* y, const act* x, int N, int C, Sink sink = {}) {
         g.map(piece_size(n, i), y + at, [](real x) { return gelu(x); }, x + at);
     });
 }
-// dx = dy * gelu'(x), all (N, C); dx may be dy
-inline void gelu_backward(act* dx, const act* dy, const act* x, int N, int C, Sink sink = {}) {
+void gelu_backward(act* dx, const act* dy, const act* x, int N, int C, Sink sink) {
     if (sink)
         return in_tiles("gelu_backward", sink.keeps ? dx : nullptr, sink, N, C,
                         [] HD(int, int, real dy, real x) { return dy * gelu_derivative(x); }, dy, x);

@@ -21,7 +21,7 @@ template <const Format& F> struct Code {
 template <const Format& F> Operand rows_of(const Code<F>* c, size_t ld) { return codes_of(&c->code, F, true, ld); }
 template <const Format& F> Operand columns_of(const Code<F>* c, size_t ld) { return codes_of(&c->code, F, false, ld); }
 // go(an element of f); act stands for its own format
-inline Format format_of_act() { return format_of(elem<act>); }
+Format format_of_act() { return format_of(elem<act>); }
 template <class Go> void for_element(Format f, Go go) {
     if (f == format_of_act()) go(act(0.0f));
     else if (f == BF16) go(bf16(0.0f));
@@ -30,21 +30,12 @@ template <class Go> void for_element(Format f, Go go) {
     else fail("keys and values cannot be %s. hint: %s bf16 e4m3 e5m2", f.name, format_of_act().name);
 }
 
-// k and v of a layer: (NH, T, HS) each, of one window, so that what a head reads lies in one piece
-struct KvCache {
-    Format format = BF16;
-    int T = 0, C = 0;
-    int past = 0; // tokens that it holds
-    char* memory = nullptr;
-    size_t layer = 0, bytes = 0; // of a layer, of all
-};
-inline void allocate(KvCache& c, Format format, int layers, int T, int C) {
+void allocate(KvCache& c, Format format, int layers, int T, int C) {
     c = {format, T, C};
     for_element(format, [&](auto element) { c.layer = 2 * (size_t)T * C * sizeof(element); });
     c.bytes = layers * c.layer;
     c.memory = allocate_zeroed(c.bytes);
 }
-inline void release(KvCache& c) { release_memory(c.memory, c.bytes), c.memory = nullptr; }
 
 template <class KV> void round_keys_values_to(act* qkv, Heads d) {
     size_t C = d.C(), N = (size_t)d.B * d.T;
@@ -53,8 +44,7 @@ template <class KV> void round_keys_values_to(act* qkv, Heads d) {
         g.map(2 * (int)C, kv, [](real x) { return (real)KV(x); }, kv);
     });
 }
-// k and v in qkv (B, T, 3C) become numbers of f.
-inline void round_keys_values(act* qkv, Format f, Heads d) {
+void round_keys_values(act* qkv, Format f, Heads d) {
     if (f == format_of_act()) return;
     for_element(f, [&](auto element) { round_keys_values_to<decltype(element)>(qkv, d); });
 }
@@ -70,8 +60,7 @@ void attention_cached(act* o, real* lse, const act* qkv, KvCache& c, int l, Atte
     });
     attention_forward(o, lse, qkv, KeyValues<KV>{k, v, HS, head, 0}, scratch, d);
 }
-// attention_forward() of d.T new tokens after d.past others; their keys and values join the cache of layer l. d.B is 1.
-inline void attention_forward(act* o, real* lse, const act* qkv, KvCache& c, int l, AttentionScratch scratch, Heads d) {
+void attention_forward(act* o, real* lse, const act* qkv, KvCache& c, int l, AttentionScratch scratch, Heads d) {
     if (d.B != 1 || d.keys() > c.T)
         fail("a cache of %d tokens in one window; it is asked for %d in %d", c.T, d.keys(), d.B);
     for_element(c.format, [&](auto element) { attention_cached<decltype(element)>(o, lse, qkv, c, l, scratch, d); });

@@ -288,17 +288,12 @@ HD inline Panel panel(int j, int N, int C) { // the j-th of panels(N) * column_g
     int p = j / column_groups(C), c = j % column_groups(C) * STRIDE;
     return {p, p * PANEL, N - p * PANEL < PANEL ? N - p * PANEL : PANEL, c, C - c < STRIDE ? C - c : STRIDE};
 }
-// sum[c] += partial[0][c] + partial[1][c] + .., partial (panels(N), C)
-inline void add_panels(real* sum, const real* partial, int N, int C) {
-    int P = panels(N);
-    for_rows("add_panels", 4.0 * (P + 2) * C, column_groups(C), [=] HD(Lanes g, int j) {
-        Panel p = panel(j, 1, C);
-        const real* from = partial + p.col;
-        real* to = sum + p.col;
-        g.each(p.cols, [=](int c) {
-            real s = 0;
-            for (int i = 0; i < P; i++) s += from[(size_t)i * C + c];
-            to[c] += s;
-        });
-    });
+void add_panels(real* sum, const real* partial, int N, int C); // sum[c] += partial[0][c] + .., partial (panels(N), C)
+
+// A launch takes the tensor in pieces of this many elements.
+constexpr int PIECE = 4096;
+HD inline size_t pieces(size_t n) { return (n + PIECE - 1) / PIECE; }
+HD inline int piece_size(size_t n, int i) {
+    size_t left = n - (size_t)i * PIECE;
+    return left < PIECE ? (int)left : PIECE;
 }

@@ -12,10 +12,8 @@ HD inline void layernorm_row(Lanes g, act* y, real* mean_out, real* rstd_out, co
     if (y) g.map(C, y, [=](real x, real w, real b) { return (x - mean) * rstd * w + b; }, x, w, b);
     if (g.first()) *mean_out = (real)mean, *rstd_out = (real)rstd;
 }
-// y, x (N, C); mean, rstd (N), kept for the backward pass; w, b (C). With a sink, its codes too, and y is left as it is
-// unless the sink keeps BF16.
-inline void layernorm_forward(act* y, real* mean, real* rstd, const act* x, const real* w, const real* b, int N,
-                              int C, Sink sink = {}) {
+void layernorm_forward(act* y, real* mean, real* rstd, const act* x, const real* w, const real* b, int N, int C,
+                       Sink sink) {
     if (sink) {
         for_rows("layernorm", 1.0 * N * C * sizeof(act), N, [=] HD(Lanes g, int n) {
             layernorm_row(g, nullptr, mean + n, rstd + n, x + (size_t)n * C, w, b, C);
@@ -53,10 +51,8 @@ HD inline void layernorm_backward_panel(Lanes g, real* dw, real* db, const act* 
                x + at);
     g.sum_down(p.rows, p.cols, C, db + to, [](int, real dy) { return dy; }, dy + at);
 }
-// dx (N, C) and dw, db (C) are added to; dy, x (N, C); mean, rstd (N); w (C); partial: 2 * panels(N) * C floats, and
-// with a sink, into which dx is cast, 2 N
-inline void layernorm_backward(act* dx, real* dw, real* db, const act* dy, const act* x, const real* mean,
-                               const real* rstd, const real* w, real* partial, int N, int C, Sink sink = {}) {
+void layernorm_backward(act* dx, real* dw, real* db, const act* dy, const act* x, const real* mean, const real* rstd,
+                        const real* w, real* partial, int N, int C, Sink sink) {
     if (sink) {
         NormMeans* means = (NormMeans*)partial;
         for_rows("layernorm_backward", 2.0 * N * C * sizeof(act), N, [=] HD(Lanes g, int n) {

@@ -12,6 +12,7 @@
 #include "fp8.cuh"
 #include "ops/hardware.h"
 #include "ops/matmul_cpu.h"
+#include <map>
 #include <vector>
 
 template <class T> constexpr Elem elem = Elem::f32;
@@ -139,12 +140,10 @@ HD inline void matmul_row(Lanes g, Gemm s, Accum narrow, size_t m) {
         }
     });
 }
-// The CPU's kernel, on the calling thread alone when a parallel loop is already running.
-inline void matmul_here(Gemm s) {
-    Factors f = factors_of(s);
-    s.scale_a = f.a, s.scale_b = f.b;
-    matmul_cpu(s, machine.kernels == Kernels::fast ? CpuKernel::fast : CpuKernel::portable);
-}
+// name: fprop, dgrad or wgrad, for --profile. Shapes and strides are the Gemm's; no dimension needs to divide anything.
+void matmul(const char* name, const Gemm& s);
+void matmul_here(Gemm s); // by the CPU's kernel, on the calling thread alone when a parallel loop is already running
+
 // Memory for a GPU's operands that are decoded first, given by whoever plans memory, or grown where there is none.
 struct MatmulScratch { char* memory = nullptr; size_t bytes = 0; };
 inline MatmulScratch matmul_scratch;
@@ -152,27 +151,16 @@ inline MatmulScratch matmul_scratch;
 inline size_t matmul_scratch_bytes(size_t a, size_t b) {
     return (a * sizeof(act) + 255) / 256 * 256 + (b * sizeof(act) + 255) / 256 * 256;
 }
-#ifdef ULP_GPU
-#include "ops/matmul_gpu.cuh"
-#endif
-// How a card failed the check of a kind (lab/native.cuh); "" if it did not.
-inline std::string failed_check([[maybe_unused]] const GemmKind& kind) {
-#ifdef ULP_GPU
-    if (auto it = lt.failed.find(kind); it != lt.failed.end()) return it->second;
-#endif
-    return "";
-}
-// name: fprop, dgrad or wgrad, for --profile. Shapes and strides are the Gemm's; no dimension needs to divide anything.
-inline void matmul(const char* name, const Gemm& s) {
-    auto size = [](Elem e) { return format_of(e).bits() / 8.0; };
-    double M = s.M, N = s.N, K = s.K, flops = 2 * M * N * K;
-    double bytes = M * K * size(s.a.elem) + N * K * size(s.b.elem) + M * N * size(s.out_elem) * (s.accumulate ? 2 : 1);
-    Accum n = accumulator;
-#ifdef ULP_GPU
-    if (machine.gpu && machine.kernels == Kernels::fast && machine.tensor_cores && !n.mbits && matmul_gpu(name, s, bytes, flops)) return;
-#endif
-    if (machine.gpu || machine.kernels == Kernels::reference || !s.a.exact || !s.b.exact)
-        for_rows(name, bytes, s.M, [=] HD(Lanes g, int m) { matmul_row(g, s, n, m); }, flops);
-    else
-        profiled(name, bytes, flops, [&] { matmul_here(s); });
-}
+// What a card's tensor cores do, beyond what hardware.h knows.
+struct Native {
+    std::map<GemmKind, std::string> failed; // kinds that this card gets wrong, and how (lab/native.cuh): emulated
+    bool insist = false;                    // --native: emulation is an error
+    bool used = false;                      // by the last GEMM
+    long gemms = 0;                         // so far
+    std::string failed_check(const GemmKind& kind) const { // how; "" if it did not
+        auto at = failed.find(kind);
+        return at == failed.end() ? "" : at->second;
+    }
+};
+inline Native native;
+void start_matmul_gpu(); // what the first GEMM would do: the library, its workspace

@@ -1,4 +1,4 @@
-// The GEMM of a GPU: cuBLASLt. Part of matmul.cuh, whose row function is the definition; sums have another order here.
+// The GEMM of a GPU: cuBLASLt. The row function in matmul.cuh is the definition; sums have another order here.
 // What a reader would get wrong:
 // - cuBLASLt is column-major. A row-major (R, S) is its S x R, and out^T = b a^T: its A is our b, its m our N.
 // - "TN", the only layout of FP8 before and beside sm_100, means that both operands are contiguous along k.
@@ -12,7 +12,7 @@
 // up to ld, so that K is rounded up for nothing; data aligned to 256 bytes, `factor` to 16; byte scales of sm_100 and
 // later in tiles (`swizzled`), padded with zeros. What comes otherwise, an odd vocabulary say, is decoded to BF16.
 #pragma once
-#include "ops/hardware.h"
+#include "ops/matmul.cuh"
 #include "run/screen.h"
 #include <cublasLt.h>
 #include <tuple>
@@ -56,13 +56,10 @@ struct Lt {
     cublasLtHandle_t handle = nullptr;
     int family = 0, cc = 0; // 100 and 103, for example
     std::map<LtProblem, LtPlan> plans;
-    std::map<GemmKind, std::string> failed; // kinds that this card gets wrong, and how: emulated
     char* memory = nullptr;                 // LT_SCALARS, then the workspace
     size_t workspace = 0;
     int slot = 0;
     std::string said;        // by the library, since the last call
-    bool insist = false;     // --native: emulation is an error
-    bool was_native = false; // the last GEMM
     bool unchecked = false;  // for tests: the library's own refusals alone
 };
 inline Lt lt;
@@ -140,7 +137,7 @@ inline void lt_start() {
     if (lt.handle) {
         synchronize("cuBLASLt");
         release_memory(lt.memory, lt_bytes(lt.family));
-        lt.plans.clear(), lt.failed.clear();
+        lt.plans.clear(), native.failed.clear();
     } else {
         if (size_t version = cublasLtGetVersion(); version < 120900)
             fail("cuBLASLt is version %zu, which knows no block scales or confuses them. hint: CUDA 12.9", version);
@@ -239,7 +236,10 @@ template <const Format& F, class Y> HD INLINE Y converted(uint64_t code, float s
     else return Y(v * scale);
 }
 constexpr int CONVERTED = 2048; // elements of a launch row
-template <const Format& F, class Y> HD inline void convert_part(Lanes g, Y* y, Operand o, int K, int pieces, int i) {
+template <const Format& F, class Y> KERNEL void convert_kernel(Y* y, Operand o, int K, int pieces, int rows) {
+    Lanes g;
+    int i = (int)(((size_t)block_index() * block_size() + thread_index()) / LANES);
+    if (i >= rows) return;
     size_t row = i / pieces, from = (size_t)(i % pieces) * CONVERTED, left = o.ld - from;
     int n = left < CONVERTED ? (int)left : CONVERTED;
     const uint8_t* codes = (const uint8_t*)o.data;
@@ -264,8 +264,9 @@ template <const Format& F, class Y> HD inline void convert_part(Lanes g, Y* y, O
 }
 template <const Format& F, class Y> void convert_as(const char* name, Y* y, Operand o, int rows, int K) {
     int pieces = (int)blocks(o.ld, CONVERTED);
-    for_rows(name, (double)rows * o.ld * (F.bits() / 8.0 + sizeof(Y)), (size_t)rows * pieces, [=] HD(Lanes g, int i) {
-        convert_part<F, Y>(g, y, o, K, pieces, i);
+    int n = rows * pieces; // a warp's each
+    profiled(name, (double)rows * o.ld * (F.bits() / 8.0 + sizeof(Y)), 0, [&] {
+        launch(name, convert_kernel<F, Y>, ((size_t)n * LANES + 255) / 256, 256, 0, y, o, K, pieces, n);
     });
 }
 template <class Y> void convert(const char* name, char* to, const Operand& o, int rows, int K) {
@@ -304,7 +305,7 @@ inline GemmKind kind_of(const Gemm& s) {
 inline std::string why_emulated_here(const Gemm& s) {
     GemmKind kind = kind_of(s);
     std::string why = why_emulated(kind, lt.cc, s.M, s.N, s.K, !s.a.k_contiguous || !s.b.k_contiguous);
-    if (why.empty() && lt.failed.count(kind)) why = lt.failed[kind];
+    if (why.empty() && native.failed.count(kind)) why = native.failed[kind];
     if (why.empty() && kind.a.block && (!s.a.swizzled || !s.b.swizzled)) why = "its scales are not in tiles";
     return why;
 }
@@ -325,12 +326,12 @@ inline void add_bias(Gemm s) { // to an FP32 result
         g.map(s.N, out + m * s.ld_out, [](real x, real b) { return x + b; }, out + m * s.ld_out, bias);
     });
 }
-// The plan of s, or why there is none. native: by what multiplies its codes; else s is converted, and a BF16 GEMM.
-inline LtPlan& plan_for(const char* name, LtProblem& p, LtPointers& q, Gemm s, bool native) {
+// The plan of s, or why there is none. as_codes: by what multiplies its codes; else s is converted, and a BF16 GEMM.
+inline LtPlan& plan_for(const char* name, LtProblem& p, LtPointers& q, Gemm s, bool as_codes) {
     GemmKind kind = kind_of(s);
     p = {}, q = {};
-    p.k = padded_k(s, !native ? 8 : kind.a.block ? 32 : 16), q.scale = s.scale_a * s.scale_b;
-    if (native) {
+    p.k = padded_k(s, !as_codes ? 8 : kind.a.block ? 32 : 16), q.scale = s.scale_a * s.scale_b;
+    if (as_codes) {
         bool one_scale = kind.a.block == 0;
         p.scale_mode = is_fp4(kind) ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3
                        : one_scale  ? CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F
@@ -366,15 +367,15 @@ inline bool matmul_gpu(const char* name, const Gemm& s, double bytes = 0, double
     LtPlan* plan = nullptr;
     bool any_codes = kind_of(s).any_codes();
     std::string why = why_emulated_here(s);
-    if (lt.was_native = any_codes && why.empty(); lt.was_native) {
+    if (native.used = any_codes && why.empty(); native.used) {
         plan = &plan_for(name, p, q, s, true);
         if (why = plan->refused; !why.empty()) {
-            if (!plan->told && !lt.insist) note("%s is emulated: %s (%s)", name, why.c_str(), lt_text(p).c_str());
-            plan->told = true, lt.was_native = false;
+            if (!plan->told && !native.insist) note("%s is emulated: %s (%s)", name, why.c_str(), lt_text(p).c_str());
+            plan->told = true, native.used = false;
         }
     }
-    if (!lt.was_native) {
-        if (any_codes && lt.insist) fail("--native: %s would be emulated: %s", name, why.c_str());
+    if (!native.used) {
+        if (any_codes && native.insist) fail("--native: %s would be emulated: %s", name, why.c_str());
         plan = &plan_for(name, p, q, s, false);
         if (!plan->refused.empty()) lt_fail(name, "no plan", plan->refused, p);
     }
@@ -383,6 +384,7 @@ inline bool matmul_gpu(const char* name, const Gemm& s, double bytes = 0, double
         set_alpha(alpha, s);
         q.alpha = alpha;
     }
+    native.gemms += native.used;
     profiled(name, bytes, flops, [&] { lt_run(name, *plan, p, q); });
     if (s.bias && !p.bias) add_bias(s);
     return true;

@@ -1,6 +1,7 @@
 // GEMMs through cuBLASLt, on cards of every kind, against the row function and a sum in double.
 #include "cublasLt.h"
 #include "lab/native.cuh"
+#include "ops/matmul_gpu.cuh"
 #include "standin.h"
 #include "tests/close.h"
 #include <memory>
@@ -373,7 +374,7 @@ std::vector<GemmKind> kinds() {
     return all;
 }
 void forget() { // as a run that begins
-    lt.failed.clear(), lt.insist = false;
+    native.failed.clear(), native.insist = false;
     standin_lt = {};
 }
 TEST_CASE("cuBLASLt: every native kind passes its check, and a chip that is wrong by 5 % is found out and emulated") {
@@ -386,13 +387,13 @@ TEST_CASE("cuBLASLt: every native kind passes its check, and a chip that is wron
                 INFO("sm_", cc, " ", how_multiplied(k, cc), " of ", format_of(k.a.elem).name, " x ",
                      format_of(k.b.elem).name);
                 prove_native({k});
-                CHECK((lt.failed.count(k) > 0) == (why_emulated(k, cc).empty() && wrong_by != 1));
+                CHECK((native.failed.count(k) > 0) == (why_emulated(k, cc).empty() && wrong_by != 1));
             }
             if (wrong_by == 1) continue;
             Source a = source(How::tensor, Elem::e4m3, {33, 96}, 1), b = source(How::tensor, Elem::e4m3, {48, 96}, 2);
             check_gemm("broken FP8", a, b, {33, 48, 96});
             CHECK(standin_lt.type_a == CUDA_R_16BF);
-            lt.failed.clear(), lt.insist = true;
+            native.failed.clear(), native.insist = true;
             if (cc > 80)
                 CHECK_THROWS_WITH_AS(prove_native(kinds()), doctest::Contains("--native: native FP8 fails its check"),
                                      Error);
@@ -404,7 +405,7 @@ TEST_CASE("cuBLASLt: every native kind passes its check, and a chip that is wron
 TEST_CASE("cuBLASLt: --native makes emulation an error that says why") {
     LtCard card(90);
     lt_start(), forget();
-    lt.insist = true;
+    native.insist = true;
     Source a = source(How::mx, Elem::e4m3, {33, 96}, 1), b = source(How::mx, Elem::e4m3, {48, 96}, 2);
     Bytes out(33 * 48 * 4);
     Gemm g = {.out = out.at, .out_elem = Elem::f32, .ld_out = 48, .M = 33, .N = 48, .K = 96, .a = a.o, .b = b.o};

@@ -1,6 +1,7 @@
 // Flash attention on the stand-in: against the textbook and the row functions, with threads in every order.
 #include "drive.h"
-#include "ops/attention.cuh"
+#include "ops/flash.cuh"
+#include "ops/ops.cuh"
 #include "standin.h"
 #include "textbook_attention.h"
 

@@ -38,7 +38,7 @@ TEST_CASE("every operation returns the host's bits, on aligned and on misaligned
                 gelu_backward(&dx[at], &dx[at], &x[at], 1, (int)n);
                 residual_forward(&z[at], &x[at], &y[at], n);
                 append(all, y), append(all, z), append(all, dx);
-                fill_zero(&z[at], n);
+                fill_zero(&z[at], n * sizeof z[0]);
                 append(all, z);
             });
             check_both_machines("classifier", [&](Reals& all) {

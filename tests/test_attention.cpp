@@ -1,5 +1,5 @@
 // Attention: the CPU's twin against the row functions, to the bit, and both against the textbook.
-#include "ops/attention.cuh"
+#include "ops/ops.cuh"
 #include "textbook_attention.h"
 
 namespace { // test files share one program

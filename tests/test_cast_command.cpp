@@ -1,5 +1,5 @@
 #include "check.h"
-#include "fp8.cuh"
+#include "decoded.h"
 #include "lab/cast.h"
 #include "run/json.h"
 #include <algorithm>
@@ -284,8 +284,7 @@ TEST_CASE("cast: block formats print what the casts of matrices store") {
             std::string rounding = round == Rounding::sr ? "sr" : "rne";
             Cast c{.elem = m.f, .scaling = Scaling::mx, .block = {1, 32}, .rule = m.rule, .round = round};
             cast_mx(q.data(), scales.data(), x.data(), c, false, 1, K, draw_key(7));
-            std::vector<float> y(K);
-            decode_mx(y.data(), q.data(), scales.data(), m.f, 1, K);
+            std::vector<float> y = decoded(q.data(), m.f, 1, K, scales.data(), Elem::e8m0, 32);
             std::vector<Json> rows =
                 cast_json({m.name, "--scale-rule", m.rule_name, "--seed=7", "--round", rounding}, in);
             REQUIRE(rows.size() == (size_t)K);

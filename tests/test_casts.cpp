@@ -1,7 +1,7 @@
 // Casts of matrices against loops written from the definitions, one element at a time: every scaling, both directions,
 // BF16 and FP32, ragged shapes, special values. encode() itself is tested in test_formats.cpp.
 #include "close.h"
-#include "fp8.cuh"
+#include "decoded.h"
 #include <algorithm>
 #include <random>
 
@@ -136,13 +136,11 @@ template <class T> void check_tensor() {
                 float again = 0;
                 amax_tensor(&again, x.x, (size_t)x.R * x.C);
                 if (want > 0.25f) CHECK(again == want);
-                std::vector<float> y((size_t)x.O * x.K), expect;
-                float scale_inv = 1 / scale;
-                decode_tensor(y.data(), codes.data(), &scale_inv, f, x.O, x.K);
+                std::vector<float> y = decoded(codes.data(), f, x.O, x.K), expect;
                 for (int o = 0; o < x.O; o++)
                     for (int k = 0; k < x.K; k++) {
                         uint32_t q = f.bits() == 4 ? codes[o * row_bytes + k / 2] >> k % 2 * 4 & 15 : codes[o * row_bytes + k];
-                        expect.push_back(decode(f, q) * scale_inv);
+                        expect.push_back(decode(f, q));
                     }
                 same(y, expect, what + " decoded");
             });
@@ -166,8 +164,7 @@ template <class T> void check_mx() {
                          int byte = want[o * KB + k / 32];
                          return byte == 255 ? 1 : two_to(127 - byte);
                      }), what);
-                std::vector<float> y((size_t)x.O * x.K), expect;
-                decode_mx(y.data(), codes.data(), scales.data(), f, x.O, x.K);
+                std::vector<float> y = decoded(codes.data(), f, x.O, x.K, scales.data(), Elem::e8m0, 32), expect;
                 for (int o = 0; o < x.O; o++)
                     for (int k = 0; k < x.K; k++) {
                         uint32_t q = f.bits() == 4 ? codes[o * row_bytes + k / 2] >> k % 2 * 4 & 15 : codes[o * row_bytes + k];
@@ -198,8 +195,7 @@ template <class T> void check_float8() {
                 cast_float8(codes.data(), scale_inv.data(), x.x, c, x.transpose, x.R, x.C);
                 same(scale_inv, want, what + " scales");
                 same(codes, codes_of(x, c, 0, [&](int o, int k) { return scale[o / block.rows * KB + k / 128]; }), what);
-                std::vector<float> y(codes.size()), expect;
-                decode_float8(y.data(), codes.data(), scale_inv.data(), c, x.O, x.K);
+                std::vector<float> y = decoded(codes.data(), c.elem, x.O, x.K, scale_inv.data(), Elem::f32, 128, block.rows), expect;
                 for (int o = 0; o < x.O; o++)
                     for (int k = 0; k < x.K; k++)
                         expect.push_back(decode(c.elem, codes[(size_t)o * x.K + k]) * want[o / block.rows * KB + k / 128]);
@@ -232,13 +228,12 @@ template <class T> void check_nvfp4() {
                 CHECK(got_amax == amax_t);
                 same(scales, want, what + " scales");
                 same(codes, codes_of(x, c, KEY, [&](int o, int k) { return m[o * KB + k / 16]; }), what);
-                for (const float* amax : {(const float*)&amax_t, (const float*)nullptr}) {
-                    std::vector<float> y((size_t)x.O * x.K), expect;
-                    decode_nvfp4(y.data(), codes.data(), scales.data(), amax, x.O, x.K);
+                {
+                    std::vector<float> y = decoded(codes.data(), E2M1, x.O, x.K, scales.data(), Elem::e4m3, 16), expect;
                     for (int o = 0; o < x.O; o++)
                         for (int k = 0; k < x.K; k++) {
                             float s = decode(E4M3, want[o * KB + k / 16]), q = decode(E2M1, codes[o * row_bytes + k / 2] >> k % 2 * 4 & 15);
-                            expect.push_back(q * (amax ? s * amax_t * (1.0f / 2688) : s));
+                            expect.push_back(q * s);
                         }
                     same(y, expect, what + " decoded");
                 }
@@ -334,8 +329,7 @@ TEST_CASE("stochastic casts: the mean over 2^16 elements is within 4 sigma, copi
             Cast c = {.elem = f, .round = Rounding::sr};
             cast_mx(a.data(), s.data(), x.data(), c, false, R, C, KEY);
             cast_mx(b.data(), s.data(), x.data(), c, false, R, C, KEY + 1);
-            std::vector<float> y(R * C);
-            decode_mx(y.data(), a.data(), s.data(), f, R, C);
+            std::vector<float> y = decoded(a.data(), f, R, C, s.data(), Elem::e8m0, 32);
             float lo = y[0], hi = y[0];
             double sum = 0, pairs = 0;
             for (float d : y) lo = std::min(lo, d), hi = std::max(hi, d), sum += d;

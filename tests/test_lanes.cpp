@@ -1,8 +1,8 @@
 // The host's side of the seam: the verbs' order, their rules for NaN, and launches.
 #include "close.h"
 #include "documented.h"
-#include "ops/elementwise.cuh"
-#include "ops/layernorm.cuh"
+#include "ops/ops.cuh"
+#include "ops/ops.cuh"
 
 namespace { // test files share one program
 
