@@ -5,7 +5,9 @@
 // - A linear's weight is (OC, C), as in PyTorch's Linear; Hugging Face's GPT-2 stores it transposed (Conv1D).
 // - Every weight exists twice: w, the FP32 master that AdamW updates, and operand, the same rounded to act, which is
 //   what GEMMs read. Embedding lookups and LayerNorm read the master.
-// - The LM head is wte: its gradient has two parts, first the GEMM's, then the embedding's.
+// - The LM head is wte: its gradient has two parts, first the GEMMs', then the embedding's.
+// - The head's backward pass belongs to gpt_loss(), which goes through it in chunks of token rows, forward, loss and
+//   backward, so that a GPU never has to hold all logits of a large vocabulary.
 // - The residual stream's gradient stays in one buffer, dx, from the loss down to the embedding: a residual branch
 //   passes it through, and each LayerNorm's backward adds its part to it.
 // - Of a linear's input, backward needs what wgrad multiplies and nothing else: under a recipe that is the codes, and
@@ -86,7 +88,8 @@ struct GPT {
     Delayed* delayed = nullptr; // of x and w of all linears, then of dy
     float* history;             // (operands, history_len)
     int forward_delayed = 0, all_delayed = 0, history_len = 0;
-    act *x0, *lnf, *logits;                 // (N, C) (N, C) (N, V); the backward pass overwrites logits with dlogits
+    act *x0, *lnf, *logits;                 // (N, C) (N, C) (chunk, V); the loss overwrites logits with dlogits
+    int chunk = 0;                          // token rows that the head takes at a time
     real *mean_f, *rstd_f, *losses;         // (N)
     int *tokens, *targets;                  // (N)
     TokenIndex index;                       // where each distinct token of the batch stands
@@ -285,6 +288,16 @@ inline void plan_copies(GPT& g) {
         if (q.plan.delayed) q.delayed = a.memory ? g.delayed + (&q == &l.dy ? backward : forward)++ : nullptr;
     });
 }
+// Rows of logits that exist at a time, of N: on a GPU as many as take most_logits bytes, whatever the batch; the more,
+// the fewer times the gradient of wte is read and written (0.3 GB for 124M). All of them on the CPU, so that the order of
+// its sums depends on no limit, and where some stage casts the head: scales, draws and histories are of whole tensors.
+inline size_t most_logits = (size_t)512 << 20;
+inline int chunk_rows(const GPT& g, size_t N) {
+    bool cast = false;
+    for (const Quantizer* q : {&g.head.x, &g.head.w, &g.head.dy}) cast |= q->plan.bytes[0].codes || q->plan.bytes[1].codes;
+    size_t fit = most_logits / (g.config.vocab * sizeof(act)) / 128 * 128;
+    return (int)(machine.gpu && !cast ? std::min(N, std::max<size_t>(fit, 128)) : N);
+}
 // Of column sums; 2 N floats and the sums of C columns have room in it side by side.
 inline size_t partial_size(int N, int C) { return (size_t)panels(N) * 4 * std::max(C, PANEL); }
 inline void plan(GPT& g) { // runs twice, see Arena
@@ -306,6 +319,7 @@ inline void plan(GPT& g) { // runs twice, see Arena
     });
     g.head.weight = g.wte;
     plan_copies(g);
+    g.chunk = chunk_rows(g, N);
     const char *saved = "saved activations", *inputs = "saved inputs of linears", *scratch = "scratch";
     if (train) { // first, for what is not saved borrows it
         a.take(g.dx, scratch, N * c), a.take(g.dbranch, scratch, N * c), a.take(g.dwide, scratch, N * 4 * c);
@@ -316,7 +330,7 @@ inline void plan(GPT& g) { // runs twice, see Arena
         else x = borrowed;
     };
     a.take(g.tokens, saved, N), a.take(g.targets, saved, N), a.take(g.losses, saved, N);
-    a.take(g.x0, saved, N * c), a.take(g.lnf, saved, N * c), a.take(g.logits, "logits", N * v);
+    a.take(g.x0, saved, N * c), a.take(g.lnf, saved, N * c), a.take(g.logits, "logits", g.chunk * v);
     a.take(g.mean_f, saved, N), a.take(g.rstd_f, saved, N);
     for (int l = 0; l < L; l++) {
         TransformerBlock& b = g.blocks[l];
@@ -465,13 +479,20 @@ inline void gpt_trunk(GPT& g, int B, int T, KvCache* cache = nullptr) {
     layernorm_forward(g.lnf, g.mean_f, g.rstd_f, x, g.ln_f.weight.w, g.ln_f.bias.w, N, C);
 }
 // Mean loss in nats per token over B rows of T tokens, which stand in g.tokens and g.targets: into g.result. With a
-// gradient scale, logits are left holding dlogits * scale.
+// gradient scale also the head's backward pass: g.dbranch is left holding the gradient of g.lnf, g.logits the dlogits of
+// the last chunk, both times the scale.
 inline void gpt_loss(GPT& g, int B, int T, float dloss = 0) {
-    int N = B * T;
+    int N = B * T, C = g.config.channels;
     gpt_trunk(g, B, T);
-    linear_forward(g.logits, g.head, g.lnf, N);
+    for (int n = 0; n < N; n += g.chunk) {
+        int rows = std::min(g.chunk, N - n);
+        size_t at = (size_t)n * C;
+        linear_forward(g.logits, g.head, g.lnf + at, rows);
+        classifier(g.losses + n, g.logits, g.targets + n, dloss, dloss != 0, rows, g.config.vocab);
+        if (dloss != 0)
+            linear_backward(g.dbranch + at, g.head, g.logits, g.lnf + at, rows, n > 0 || g.pass.micro > 0, g.partial);
+    }
     if (g.pass.training) update_scales(g, false);
-    classifier(g.losses, g.logits, g.targets, dloss, dloss != 0, N, g.config.vocab);
     mean_of(g.result, g.losses, g.pass.micro == 0, N);
 }
 inline double gpt_forward(GPT& g, int B, int T, float dloss = 0) { // waits for it
@@ -488,9 +509,10 @@ inline void gpt_next(GPT& g, int T, KvCache* cache = nullptr) {
 }
 
 // --- backward: the mirror image ----------------------------------------------------------------------------------
-// After gpt_forward with a gradient. Gradients are written, or added to when `accumulate`.
-inline void gpt_backward(GPT& g, int B, int T, bool accumulate) {
+// After gpt_loss with a gradient, for what is below the head. Gradients are written in microbatch 0, else added to.
+inline void gpt_backward(GPT& g, int B, int T) {
     int N = B * T, C = g.config.channels;
+    bool accumulate = g.pass.micro > 0;
     Heads heads = {B, T, g.config.heads, C / g.config.heads};
     size_t NC = (size_t)N * C;
     matmul_scratch = g.decoded;
@@ -498,7 +520,6 @@ inline void gpt_backward(GPT& g, int B, int T, bool accumulate) {
         for_each_param(g, [&](const std::string&, Param& p) {
             if (!p.rows || &p == &g.wpe) fill_zero(p.grad, p.size() * sizeof(real));
         });
-    linear_backward(g.dbranch, g.head, g.logits, g.lnf, N, accumulate, g.partial);
     act* last = g.blocks.empty() ? g.x0 : g.blocks.back().out;
     fill_zero(g.dx, NC * sizeof(act));
     // dx, when it is complete up to here, is the gradient of the linear before it

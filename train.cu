@@ -149,7 +149,7 @@ static ArmEnd train_arm(Trainer& run, size_t i, int64_t seed, const NewestCheckp
             g.pass = {true, (uint64_t)seed, (uint64_t)step, (uint64_t)micro};
             load_batch(g, batches, (uint64_t)(step - 1) * o.grad_accum + micro);
             gpt_loss(g, B, T, (float)(stages[g.stage].recipe.loss_scale / ((double)N * o.grad_accum)));
-            gpt_backward(g, B, T, micro > 0);
+            gpt_backward(g, B, T);
             if (micro == 0) after_first();
         }
     };

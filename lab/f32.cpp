@@ -53,7 +53,7 @@ double f32_gradients(std::vector<std::vector<float>>& dw, Config config, const s
     g.index.count = batches.index(g.tokens, g.index.distinct, g.index.first, g.index.positions);
     g.pass.training = true;
     double loss = gpt_forward(g, B, T, 1 / ((float)B * (float)T));
-    gpt_backward(g, B, T, false);
+    gpt_backward(g, B, T);
     dw.clear();
     for_each_linear(g, [&](const std::string&, Linear& l) {
         dw.emplace_back(l.weight.grad, l.weight.grad + l.weight.size());

@@ -202,7 +202,7 @@ inline std::string first_bad(GPT& g, int N) {
         look(h + ".mlp.c_proj", b.out, N * C);
     }
     look("ln_f", g.lnf, N * C), look("loss", g.losses, N);
-    look("lm_head gradient", g.logits, (size_t)N * g.config.vocab);
+    look("lm_head gradient", g.logits, (size_t)std::min(N, g.chunk) * g.config.vocab); // of the last chunk
     for_each_param(g, [&](const std::string& name, Param& p) { look("gradient of " + name, p.grad, p.size()); });
     return found.empty() ? "the sum of squares overflows" : found;
 }

@@ -56,7 +56,7 @@ struct TeacherForced {
         g.pass = {true, 1, (uint64_t)draw, 0};
         double scale = loss_scale / ((double)windows * g.T);
         double loss = gpt_forward(g, windows, g.T, (float)scale);
-        gpt_backward(g, windows, g.T, false);
+        gpt_backward(g, windows, g.T);
         synchronize("gradients");
         return loss;
     }

@@ -120,7 +120,7 @@ static std::vector<Step> train(const Case& c, const std::string& recipe, int cou
         g.pass = {true, c.weights, (uint64_t)s + 1, 0};
         set_batch(g, tokens[0], tokens[1]);
         steps[s].loss = gpt_forward(g, c.B, T, 1.0f / (float)N);
-        gpt_backward(g, c.B, T, false);
+        gpt_backward(g, c.B, T);
         for_each_param(g, [&](const std::string& name, Param& p) { steps[s].grads[name] = project(p.grad, p.size()); });
         gradient_norm(g, 1.0), update(g, s + 1, 1e-3, 0.1);
     }

@@ -170,7 +170,7 @@ TEST_CASE(
         initialise(g, 3);
         set_batch(g, tokens, targets);
         all.assign(1, (real)gpt_forward(g, B, T, 1.0f / N));
-        gpt_backward(g, B, T, false);
+        gpt_backward(g, B, T);
         for_each_param(g, [&](const std::string&, Param& p) { all.insert(all.end(), p.grad, p.grad + p.size()); });
         if (scratch) *scratch = g.arena.bytes["scratch"];
         release(g);

@@ -107,7 +107,7 @@ Trained train_twice(const Config& config, const Recipe& r, const Recipe* next = 
             g.pass = {true, 7, (uint64_t)t, (uint64_t)micro};
             set_batch(g, tokens, targets);
             all.losses.push_back((real)gpt_forward(g, B, T, 0.5f / N));
-            gpt_backward(g, B, T, micro > 0);
+            gpt_backward(g, B, T);
         }
         all.losses.push_back((real)gradient_norm(g, 1));
         if (t == 1)
@@ -159,6 +159,81 @@ TEST_CASE("amaxes are recorded for a delayed recipe to come, whatever casts befo
         machine.tensor_cores = true;
         check_same_bits("losses", got.losses, want.losses), check_same_bits("state", got.state, want.state);
     }
+}
+TEST_CASE("the head in chunks: the losses and dlnf of whole logits, to the bit; wte's gradient but for the order of sums") {
+    const Config config{1, 2, 16, 100, 131};
+    const int B = 3, T = config.seq_len, N = B * T, C = config.channels, V = config.vocab;
+    struct Head {
+        Reals losses, grad;
+        Acts dlnf, dlogits, lnf;
+        int chunk;
+        size_t logits;
+    };
+    auto pass = [&](size_t most, Use use) { // two microbatches, the second shorter
+        std::swap(most, most_logits);
+        GPT g;
+        allocate(g, config, use, B, T);
+        std::swap(most, most_logits);
+        initialise(g, 3);
+        Head h;
+        h.chunk = g.chunk, h.logits = g.arena.bytes["logits"];
+        if (use != Use::inference) std::fill(g.wte.grad, g.wte.grad + g.wte.size(), NAN);
+        for (int micro = 0; micro < 2; micro++) {
+            int n = N - micro * T;
+            std::vector<int> tokens(n), targets(n);
+            for (int i = 0; i < n; i++) tokens[i] = i * i % V, targets[i] = i == 2 ? -1 : (i + micro) * 3 % V;
+            g.pass = {use == Use::training, 7, 1, (uint64_t)micro};
+            set_batch(g, tokens, targets);
+            std::fill(g.losses, g.losses + N, 0);
+            h.losses.push_back((real)gpt_forward(g, n / T, T, use == Use::inference ? 0 : 8.0f / N));
+            h.losses.insert(h.losses.end(), g.losses, g.losses + n);
+            if (use == Use::inference) continue;
+            h.dlnf.insert(h.dlnf.end(), g.dbranch, g.dbranch + (size_t)n * C);
+            h.lnf.insert(h.lnf.end(), g.lnf, g.lnf + (size_t)n * C);
+            h.dlogits.insert(h.dlogits.end(), g.logits, g.logits + (size_t)std::min(n, g.chunk) * V);
+        }
+        if (use != Use::inference) h.grad.assign(g.wte.grad, g.wte.grad + g.wte.size());
+        release(g);
+        return h;
+    };
+    OnCard card(90);
+    for (bool tensor_cores : {true, false}) {
+        machine.tensor_cores = tensor_cores;
+        Head whole = pass(most_logits, Use::training), parts = pass(1, Use::training);
+        CHECK(whole.chunk == N);
+        CHECK(parts.chunk == 128); // 128, 128, 44; then 128, 72
+        CHECK(parts.logits == (128 * V * sizeof(act) + 255) / 256 * 256);
+        check_same_bits("losses", parts.losses, whole.losses), check_same_bits("dlnf", parts.dlnf, whole.dlnf);
+        check_same_bits("losses of an evaluation", pass(1, Use::inference).losses, whole.losses);
+        // A sum of n products, exact in FP32, passes n roundings in any order, and that of 5 chunks one more for each.
+        const double u = 0x1p-24, n = 2 * N - T, part = (n + 5) * u / (1 - (n + 5) * u);
+        std::vector<double> bound(whole.grad.size());
+        for (int i = 0; i < n; i++)
+            for (int v = 0; v < V; v++)
+                for (int c = 0; c < C; c++)
+                    bound[v * C + c] += 2 * part * std::fabs((double)whole.dlogits[i * V + v] * whole.lnf[i * C + c]);
+        check_close("wte's gradient", parts.grad, whole.grad, bound);
+    }
+    machine.tensor_cores = true;
+    // Where a stage casts the head, and on the CPU, all rows are one chunk.
+    auto chunk_of = [&](std::vector<RecipeStage> stages) {
+        size_t most = std::exchange(most_logits, 1);
+        GPT g;
+        g.config = config, g.use = Use::training, g.B = B, g.T = T, g.stages = stages;
+        shape_params(g), plan(g);
+        most_logits = most;
+        return g.chunk;
+    };
+    for (const Recipe& r : recipes) {
+        std::vector<bool> none(5);
+        bool casts = any_quantized(r);
+        CHECK(chunk_of({{0, r, {}}}) == 128);
+        CHECK(chunk_of({{0, r, none}}) == (casts ? N : 128));
+        CHECK(chunk_of({{0, recipes[0], {}}, {9, r, none}}) == (casts ? N : 128));
+    }
+    machine.gpu = false;
+    CHECK(chunk_of(bf16_only) == N);
+    machine.gpu = true;
 }
 // Sums in another order, and P rounded before it is divided by its sum, move a BF16 by about its rounding, 2^-9 of it. Of
 // elements with m mantissa bits, 2^-m apart, a share of 2^(m - 9) then falls to the other side of a tie, which moves them
