@@ -288,13 +288,14 @@ inline void plan_copies(GPT& g) {
         if (q.plan.delayed) q.delayed = a.memory ? g.delayed + (&q == &l.dy ? backward : forward)++ : nullptr;
     });
 }
-// Rows of logits that exist at a time, of N: on a GPU as many as take most_logits bytes, whatever the batch; the more,
-// the fewer times the gradient of wte is read and written (0.3 GB for 124M). All of them on the CPU, so that the order of
-// its sums depends on no limit, and where some stage casts the head: scales, draws and histories are of whole tensors.
+// Rows of logits that exist at a time, of N: on a GPU as many as take most_logits bytes; the more, the fewer times the
+// gradient of wte is read and written (0.3 GB for 124M). All of them on the CPU, so that the order of its sums depends
+// on no limit, and where some stage casts the head: scales, draws and histories are of whole tensors.
 inline size_t most_logits = (size_t)512 << 20;
 inline int chunk_rows(const GPT& g, size_t N) {
     bool cast = false;
-    for (const Quantizer* q : {&g.head.x, &g.head.w, &g.head.dy}) cast |= q->plan.bytes[0].codes || q->plan.bytes[1].codes;
+    for (const Quantizer* q : {&g.head.x, &g.head.w, &g.head.dy})
+        cast |= q->plan.bytes[0].codes || q->plan.bytes[1].codes;
     size_t fit = most_logits / (g.config.vocab * sizeof(act)) / 128 * 128;
     return (int)(machine.gpu && !cast ? std::min(N, std::max<size_t>(fit, 128)) : N);
 }
@@ -437,7 +438,9 @@ inline void linear_backward(act* dx, Linear& l, const act* dy, const act* x, int
     if (l.bias.cols && !std::exchange(l.summed, false)) bias_backward(l.bias.grad, dy, partial, N, OC);
 }
 // For the ops that make x and dy: where a GPU puts their codes in the same pass.
-inline Sink input_sink(Linear& l, int N) { return l.jump == 1 ? sink(l.x, N, l.weight.cols) : Sink{}; }
+inline Sink input_sink(Linear& l, int N, bool keeps = false) {
+    return l.jump == 1 ? sink(l.x, N, l.weight.cols, keeps) : Sink{};
+}
 inline Sink gradient_sink(GPT& g, Linear& l, int N, bool keeps = false) {
     int OC = l.weight.rows;
     Sink s = sink(l.dy, N, OC, keeps);
@@ -465,7 +468,7 @@ inline void gpt_trunk(GPT& g, int B, int T, KvCache* cache = nullptr) {
         linear_forward(b.qkv, b.attn_qkv, b.ln1, N);
         round_keys_values(b.qkv, g.kv, heads);
         if (cache) attention_forward(b.att, b.lse, b.qkv, *cache, (int)(&b - g.blocks.data()), g.scratch, heads);
-        else attention_forward(b.att, b.lse, b.qkv, g.scratch, heads);
+        else attention_forward(b.att, b.lse, b.qkv, g.scratch, heads, input_sink(b.attn_proj, N, true));
         linear_forward(g.branch, b.attn_proj, b.att, N);
         residual_forward(b.mid, x, g.branch, NC);
         layernorm_forward(b.ln2, b.mean2, b.rstd2, b.mid, b.ln_2.weight.w, b.ln_2.bias.w, N, C,
@@ -479,8 +482,8 @@ inline void gpt_trunk(GPT& g, int B, int T, KvCache* cache = nullptr) {
     layernorm_forward(g.lnf, g.mean_f, g.rstd_f, x, g.ln_f.weight.w, g.ln_f.bias.w, N, C);
 }
 // Mean loss in nats per token over B rows of T tokens, which stand in g.tokens and g.targets: into g.result. With a
-// gradient scale also the head's backward pass: g.dbranch is left holding the gradient of g.lnf, g.logits the dlogits of
-// the last chunk, both times the scale.
+// gradient scale also the head's backward pass: g.dbranch is left holding the gradient of g.lnf, and g.logits the
+// dlogits of the last chunk, both times the scale.
 inline void gpt_loss(GPT& g, int B, int T, float dloss = 0) {
     int N = B * T, C = g.config.channels;
     gpt_trunk(g, B, T);
@@ -535,7 +538,8 @@ inline void gpt_backward(GPT& g, int B, int T) {
         layernorm_backward(g.dx, b.ln_2.weight.grad, b.ln_2.bias.grad, g.dbranch, b.mid, b.mean2, b.rstd2,
                            b.ln_2.weight.w, g.partial, N, C, gradient_sink(g, b.attn_proj, N, true));
         linear_backward(g.dbranch, b.attn_proj, g.dx, b.att, N, accumulate, g.partial);
-        attention_backward(g.dwide, g.dbranch, b.qkv, b.att, b.lse, g.scratch, heads);
+        attention_backward(g.dwide, g.dbranch, b.qkv, b.att, b.lse, g.scratch, heads,
+                           gradient_sink(g, b.attn_qkv, N));
         linear_backward(g.dbranch, b.attn_qkv, g.dwide, b.ln1, N, accumulate, g.partial);
         layernorm_backward(g.dx, b.ln_1.weight.grad, b.ln_1.bias.grad, g.dbranch, x, b.mean1, b.rstd1, b.ln_1.weight.w,
                            g.partial, N, C, dx_sink(l));

@@ -480,7 +480,7 @@ inline Operand quantize(const Tensor& t, Along k) {
         Copy::Factors* f = q.copies[0].factors;
         if (s && q.cast.scaling == Scaling::current)
             amax_scale(f, t.data, (size_t)t.rows * t.cols, q.cast), s.scale = &f->scale;
-        if (s) cast_tiles(t.data, s, t.rows, t.cols);
+        if (s) cast_in_tiles(t.data, s, t.rows, t.cols);
         else
             for (Along k : {Along::cols, Along::rows})
                 if (q.needs(k, q.pass->training)) cast_copy(t, k), recorded = q.cast.scaling == Scaling::delayed;

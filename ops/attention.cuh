@@ -178,31 +178,36 @@ void attention_forward(act* o, real* lse, const act* qkv, KeyValues<KV> kv, Atte
         }, flops);
     for_heads("attention", bytes, flops, d, [=](int b, int h) { attention_forward_head(o, lse, qkv, kv, d, b, h); });
 }
-void attention_forward(act* o, real* lse, const act* qkv, AttentionScratch scratch, Heads d) {
+void attention_forward(act* o, real* lse, const act* qkv, AttentionScratch scratch, Heads d, Sink sink) {
 #ifdef ULP_GPU
     if (flash_serves(d) && flash_aligned(o, qkv))
-        return profiled("attention", 4.0 * d.rows() * d.HS * sizeof(act), 2.0 * d.rows() * (d.T + 1) * d.HS,
-                        [&] { flash_forward((bf16*)o, lse, (const bf16*)qkv, d); });
+        return profiled("attention", d.rows() * d.HS * (3 * sizeof(act) + sink.bytes()),
+                        2.0 * d.rows() * (d.T + 1) * d.HS,
+                        [&] { flash_forward((bf16*)o, lse, (const bf16*)qkv, d, sink); });
 #endif
     KeyValues<act> kv = {qkv + d.C(), qkv + 2 * d.C(), 3 * d.C(), (size_t)d.HS, d.T * 3 * d.C()};
     attention_forward(o, lse, qkv, kv, scratch, d);
+    if (sink) cast_in_tiles(o, sink, d.B * d.T, (int)d.C());
 }
 void attention_backward(act* dqkv, const act* dout, const act* qkv, const act* o, const real* lse,
-                        AttentionScratch scratch, Heads d) {
-    double bytes = 8.0 * d.B * d.T * d.C() * sizeof(act), flops = 5.0 * d.B * d.T * (d.T + 1) * d.C();
+                        AttentionScratch scratch, Heads d, Sink sink) {
+    double bytes = d.B * d.T * d.C() * (5 * sizeof(act) + 3 * sink.bytes());
+    double flops = 5.0 * d.B * d.T * (d.T + 1) * d.C();
 #ifdef ULP_GPU
     if (flash_serves(d) && flash_aligned(dqkv, dout, qkv, o))
         return profiled("attention_backward", bytes, flops, [&] {
-            flash_backward((bf16*)dqkv, scratch.s, (const bf16*)dout, (const bf16*)qkv, (const bf16*)o, lse, d);
+            flash_backward((bf16*)dqkv, scratch.s, (const bf16*)dout, (const bf16*)qkv, (const bf16*)o, lse, d, sink);
         });
 #endif
     if (machine.gpu || machine.kernels == Kernels::reference) {
         for_rows("attention_backward", bytes, d.rows(), [=] HD(Lanes g, int n) {
             attention_backward_query(g, dqkv, dout, qkv, o, lse, scratch, d, n);
         }, flops * 3 / 5);
-        return for_rows("attention_backward", 0, d.rows(), [=] HD(Lanes g, int n) {
+        for_rows("attention_backward", 0, d.rows(), [=] HD(Lanes g, int n) {
             attention_backward_key(g, dqkv, dout, qkv, scratch, d, n);
         }, flops * 2 / 5);
+        if (sink) cast_in_tiles(dqkv, sink, d.B * d.T, 3 * (int)d.C());
+        return;
     }
     for_heads("attention_backward", bytes, flops, d,
               [=](int b, int h) { attention_backward_head(dqkv, dout, qkv, o, lse, d, b, h); });

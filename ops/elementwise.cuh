@@ -1,6 +1,6 @@
 // Residual additions, bias gradients, and other ops that know no rows.
 #pragma once
-#include "ops/ops.cuh"
+#include "ops/fused.cuh"
 
 void residual_forward(act* y, const act* a, const act* b, size_t n) {
     for_rows("residual", 3.0 * n * sizeof(act), pieces(n), [=] HD(Lanes g, int i) {
@@ -19,6 +19,9 @@ void copy(act* y, const act* x, size_t n) {
         size_t at = (size_t)i * PIECE;
         g.map(piece_size(n, i), y + at, [](real x) { return x; }, x + at);
     });
+}
+void cast_in_tiles(const act* x, Sink s, int R, int C) {
+    in_tiles("cast_tiles", nullptr, s, R, C, [] HD(int, int, real x) { return x; }, x);
 }
 void transpose_codes(uint8_t* to, const uint8_t* from, Format f, int R, int C) {
     size_t ld_to = code_ld(f, R), ld_from = code_ld(f, C);

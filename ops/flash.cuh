@@ -14,7 +14,11 @@
 // - Rows beyond T and columns beyond the head's size are zeros in shared memory. Keys beyond T come after any query.
 // - Heads are taken in groups whose k and v fit the L2 cache; in a group, tiles with most work go first.
 // - No kernel spills (make ptxas), which is what thread_index_anew() is for.
+// - With a Sink (fused.cuh) a block casts its tile, which lies in shared memory at the end anyway. Of o, which backward
+//   reads in BF16, 2 bytes an element are then not read once more; of dqkv, which nobody else reads, 2 are not written
+//   and 4 not read, by the cast and by the bias's gradient: per token and layer 20 of 30 C bytes.
 #pragma once
+#include "ops/fused.cuh"
 #include "ops/heads.cuh"
 
 // Rows have to be whole 16-byte chunks.
@@ -53,9 +57,11 @@ template <int ROWS, int HS> struct Tile {
             }
     }
     // A warp's rows of sums times factor(m, half), for row 16 m + 8 half + lane / 4, go through its rows of this tile,
-    // which nobody else reads, and which ldmatrix reads for all lanes at once, to global memory.
+    // which nobody else reads, and which ldmatrix reads for all lanes at once, to global memory: to the place (first,
+    // column) of `to` (N, ld), if it is not null, and into the sink.
     template <int MT, class F>
-    DEVICE void store(bf16* to, size_t ld, int there, int hs, int row0, const float (&sums)[MT][HS / 8][4], F factor) {
+    DEVICE void store(bf16* to, const Sink& s, size_t first, int column, int ld, int there, int hs, int row0,
+                      const float (&sums)[MT][HS / 8][4], F factor) {
         const int l = thread_index_anew() % LANES, g = l / 4, t = l % 4;
         UNROLL for (int m = 0; m < MT; m++)
             UNROLL for (int half = 0; half < 2; half++)
@@ -64,10 +70,43 @@ template <int ROWS, int HS> struct Tile {
                     *(uint32_t*)(x + offset(row0 + m * 16 + half * 8 + g, n) + 2 * t) = pack_bf16(s[0] * f, s[1] * f);
                 }
         sync_lanes();
+        const float scale = s.scale ? *s.scale : 1;
+        uint32_t largest = 0;
         for (int i = l; i < MT * 16 * HS / 8; i += LANES) {
             int row = row0 + i / (HS / 8), chunk = i % (HS / 8);
-            if (row < there && chunk * 8 < hs)
-                *(Chunk*)(to + row * ld + chunk * 8) = *(const Chunk*)(x + offset(row, chunk));
+            if (row >= there || chunk * 8 >= hs) continue;
+            const Chunk v = *(const Chunk*)(x + offset(row, chunk));
+            if (to) *(Chunk*)(to + (first + row) * ld + column + chunk * 8) = v;
+            if (!s.codes) continue;
+            Pack<uint16_t> codes = {}; // by twos
+            UNROLL for (int e = 0; e < 8; e++) {
+                largest = larger(largest, (float)v.x[e], false);
+                codes.v[e / 2] |= s.code((float)v.x[e] * scale) << e % 2 * 8;
+            }
+            *(Pack<uint16_t>*)(s.codes + (first + row) * s.ld + column + chunk * 8) = codes;
+        }
+        if (s.amax) record_max(Lanes(), s.amax, bits_as<float>(largest));
+        if (s.codes && block_index() == 0 && thread_index() == 0) s.factors[0] = 1 / scale, s.factors[1] = scale;
+        if (!s.transposed && !s.sums) return;
+        sync_threads(); // a thread goes down a column of SIDE rows
+        for (int i = thread_index(); i < ROWS / SIDE * HS; i += block_size()) {
+            const int c = i % HS, top = i / HS * SIDE;
+            const size_t at = (column + c) * s.ld_transposed + first;
+            real sum = 0;
+            for (int r = top; c < hs && r < top + SIDE && r < there; r += 16) {
+                struct alignas(16) { uint32_t v[4]; } word = {};
+                uint8_t* codes = s.transposed + at + r;
+                UNROLL for (int k = 0; k < 16; k++) {
+                    float v = r + k < there ? (float)x[offset(r + k, c / 8) + c % 8] : 0;
+                    sum += v, word.v[k / 4] |= s.code(v * scale) << k % 4 * 8;
+                }
+                if (!s.transposed) continue;
+                if (r + 16 <= there && first % 16 == 0) *(decltype(word)*)codes = word;
+                else
+                    UNROLL for (int k = 0; k < 16; k++)
+                        if (r + k < there) codes[k] = word.v[k / 4] >> k % 4 * 8 & 255;
+            }
+            if (s.sums && c < hs && top < there) s.partial[(first + top) / SIDE * ld + column + c] = sum;
         }
     }
 };
@@ -150,8 +189,8 @@ template <int HS> struct ForwardTiles {
     Tile<ROWS, HS> q;
     Tile<KEYS, HS> k[2], v[2];
 };
-template <int HS> KERNEL BOUNDS(128, HS <= 64 ? 2 : 1) void flash_forward_kernel(bf16* o, float* lse, const bf16* qkv,
-                                                                               Heads d, FlashGrid grid) {
+template <int HS> KERNEL BOUNDS(128, HS <= 64 ? 2 : 1) void flash_forward_kernel(
+    bf16* o, Sink sink, float* lse, const bf16* qkv, Heads d, FlashGrid grid) {
     constexpr int MT = 2, KEYS = ForwardTiles<HS>::KEYS, PART = ForwardTiles<HS>::PART, THREADS = 128;
     auto& s = shared_memory<ForwardTiles<HS>>();
     Heads::Row row = grid.block(d, true), key0 = {row.b, row.h, 0};
@@ -216,7 +255,8 @@ template <int HS> KERNEL BOUNDS(128, HS <= 64 ? 2 : 1) void flash_forward_kernel
                 lse[(row.b * d.NH + row.h) * d.T + q0 + r] = top[m][half] * d.scale() + log_(all);
             all = 1 / all;
         }
-    s.q.store(o + d.o(row), C, there, d.HS, row0, sums, [&](int m, int half) { return sum[m][half]; });
+    s.q.store(o, sink, row.b * d.T + q0, (int)row.h * d.HS, C, there, d.HS, row0, sums,
+              [&](int m, int half) { return sum[m][half]; });
 }
 
 template <int HS> struct QueryTiles {
@@ -226,7 +266,8 @@ template <int HS> struct QueryTiles {
 };
 // dq, and D = do . o of each query for the kernel by keys
 template <int HS> KERNEL BOUNDS(QueryTiles<HS>::THREADS, HS <= 64 ? 2 : 1) void flash_backward_queries_kernel(
-    bf16* dqkv, float* D, const bf16* dout, const bf16* qkv, const bf16* o, const float* lse, Heads d, FlashGrid grid) {
+    bf16* dqkv, Sink sink, float* D, const bf16* dout, const bf16* qkv, const bf16* o, const float* lse, Heads d,
+    FlashGrid grid) {
     using Tiles = QueryTiles<HS>;
     constexpr int MT = Tiles::MT, KEYS = Tiles::KEYS, THREADS = Tiles::THREADS;
     auto& s = shared_memory<Tiles>();
@@ -235,6 +276,7 @@ template <int HS> KERNEL BOUNDS(QueryTiles<HS>::THREADS, HS <= 64 ? 2 : 1) void 
     const int g = lane_index() / 4, t = lane_index() % 4, there = d.T - q0, keys = there < ROWS ? d.T : q0 + ROWS;
     const int C = d.NH * d.HS, ld = 3 * C;
     const size_t at = (row.b * d.NH + row.h) * d.T + q0, q_at = d.q(row), o_at = d.o(row);
+    const int token0 = (int)row.b * d.T, in_row = (int)row.h * d.HS;
     const float c = d.scale() * LOG2E;
     const bf16* k = qkv + d.k(key0);
 
@@ -273,11 +315,13 @@ template <int HS> KERNEL BOUNDS(QueryTiles<HS>::THREADS, HS <= 64 ? 2 : 1) void 
             fill(dp, [&](int m, int, int i) { return minus_D[m][i / 2]; });
             multiply_by_rows(p, q, s.k[buffer], from);
             multiply_by_rows(dp, dy, s.v[buffer], from);
-            if (k0 + from + 31 > first)
+            if (k0 + from + 31 > first) {
+                const int l = thread_index_anew() % LANES;
                 fill(p, [&](int m, int n, int i) {
-                    bool later = k0 + from + n * 8 + 2 * t + i % 2 > first + m * 16 + i / 2 * 8 + g;
+                    bool later = k0 + from + n * 8 + 2 * (l % 4) + i % 2 > first + m * 16 + i / 2 * 8 + l / 4;
                     return later ? -INFINITY : p[m][n][i];
                 });
+            }
             fill(p, [&](int m, int n, int i) {
                 return exp2_approx(fmaf(p[m][n][i], c, minus_lse[m][i / 2])) * dp[m][n][i];
             });
@@ -285,7 +329,8 @@ template <int HS> KERNEL BOUNDS(QueryTiles<HS>::THREADS, HS <= 64 ? 2 : 1) void 
         }
     }
     const float scale = d.scale(); // of dS, left out before
-    s.q.store(dqkv + q_at, ld, there, d.HS, row0, dq, [=](int, int) { return scale; });
+    const int mine = thread_index_anew() / LANES * MT * 16, top = first - mine; // row0 and q0 once more
+    s.q.store(dqkv, sink, token0 + top, in_row, ld, d.T - top, d.HS, mine, dq, [=](int, int) { return scale; });
 }
 
 template <int HS> struct KeyTiles {
@@ -295,7 +340,8 @@ template <int HS> struct KeyTiles {
     float lse[2][QUERIES], D[2][QUERIES];
 };
 template <int HS> KERNEL BOUNDS(KeyTiles<HS>::THREADS, HS <= 64 ? 2 : 1) void flash_backward_keys_kernel(
-    bf16* dqkv, const bf16* dout, const bf16* qkv, const float* lse, const float* D, Heads d, FlashGrid grid) {
+    bf16* dqkv, Sink sink, const bf16* dout, const bf16* qkv, const float* lse, const float* D, Heads d,
+    FlashGrid grid) {
     using Tiles = KeyTiles<HS>;
     constexpr int MT = Tiles::MT, QUERIES = Tiles::QUERIES, THREADS = Tiles::THREADS;
     auto& s = shared_memory<Tiles>();
@@ -349,8 +395,8 @@ template <int HS> KERNEL BOUNDS(KeyTiles<HS>::THREADS, HS <= 64 ? 2 : 1) void fl
         }
     }
     const float scale = d.scale();
-    s.k.store(dqkv + k_at(), ld, there, d.HS, row0, dk, [=](int, int) { return scale; });
-    s.v.store(dqkv + k_at() + C, ld, there, d.HS, row0, dv, [](int, int) { return 1.0f; });
+    s.k.store(dqkv, sink, token0 + j0, C + in_row, ld, there, d.HS, row0, dk, [=](int, int) { return scale; });
+    s.v.store(dqkv, sink, token0 + j0, 2 * C + in_row, ld, there, d.HS, row0, dv, [](int, int) { return 1.0f; });
 }
 
 // --- launchers ---------------------------------------------------------------------------------------------------
@@ -366,25 +412,39 @@ inline FlashGrid flash_grid(Heads d) {
     double fit = 16e6 / (4.0 * d.T * d.HS);
     return {d.B * d.NH, tiles, fit < 1 ? 1 : fit > d.B * d.NH ? d.B * d.NH : (int)fit};
 }
-inline void flash_forward(bf16* o, float* lse, const bf16* qkv, Heads d) {
+// go(out or null, sink) has blocks fill `out` (N, C) and the sink, of which it leaves the ends of rows and the sums.
+template <class Go> void flash_into(bf16* out, Sink s, int N, int C, Heads d, Go go) {
+    if (s.codes && s.ld > (size_t)C) fill_zero(s.codes, N * s.ld);
+    if (s.transposed && s.ld_transposed > (size_t)N) fill_zero(s.transposed, C * s.ld_transposed);
+    real* sums = s.sums;
+    bool fit = d.T % PANEL == 0; // panels into blocks; else they are summed afterwards
+    if (sums && !fit) s.sums = nullptr, s.keeps = true;
+    go(s.writes() ? out : nullptr, s);
+    if (sums) fit ? add_panels(sums, s.partial, N, C) : bias_backward(sums, (const act*)out, s.partial, N, C);
+}
+inline void flash_forward(bf16* o, float* lse, const bf16* qkv, Heads d, Sink sink = {}) {
     FlashGrid g = flash_grid(d);
     for_head_size(d.HS, [&](auto hs) {
-        launch("attention", flash_forward_kernel<hs>, (size_t)g.heads * g.tiles, 128, sizeof(ForwardTiles<hs>), o, lse,
-               qkv, d, g);
+        flash_into(o, sink, d.B * d.T, (int)d.C(), d, [&](bf16* o, Sink s) {
+            launch("attention", flash_forward_kernel<hs>, (size_t)g.heads * g.tiles, 128, sizeof(ForwardTiles<hs>), o,
+                   s, lse, qkv, d, g);
+        });
     });
 }
 // D: d.rows() floats of scratch
 inline void flash_backward(bf16* dqkv, float* D, const bf16* dout, const bf16* qkv, const bf16* o, const float* lse,
-                           Heads d) {
+                           Heads d, Sink sink = {}) {
     FlashGrid g = flash_grid(d);
     size_t blocks = (size_t)g.heads * g.tiles;
     for_head_size(d.HS, [&](auto hs) {
         using Queries = QueryTiles<hs>;
         using Keys = KeyTiles<hs>;
-        launch("attention_backward", flash_backward_queries_kernel<hs>, blocks, Queries::THREADS, sizeof(Queries), dqkv,
-               D, dout, qkv, o, lse, d, g);
-        launch("attention_backward", flash_backward_keys_kernel<hs>, blocks, Keys::THREADS, sizeof(Keys), dqkv, dout,
-               qkv, lse, D, d, g);
+        flash_into(dqkv, sink, d.B * d.T, 3 * (int)d.C(), d, [&](bf16* dqkv, Sink s) {
+            launch("attention_backward", flash_backward_queries_kernel<hs>, blocks, Queries::THREADS, sizeof(Queries),
+                   dqkv, s, D, dout, qkv, o, lse, d, g);
+            launch("attention_backward", flash_backward_keys_kernel<hs>, blocks, Keys::THREADS, sizeof(Keys), dqkv, s,
+                   dout, qkv, lse, D, d, g);
+        });
     });
 }
 #endif

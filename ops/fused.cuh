@@ -41,7 +41,7 @@ template <class F, class... A> KERNEL void tile_kernel(act* out, Sink s, int R, 
         for (int e = 0; e < 4; e++) {
             float x = (float)v.v[e];
             largest = larger(largest, x, false);
-            word[k] |= (s.f.mbits == 3 ? encode(E4M3, x * scale) : encode(E5M2, x * scale)) << 8 * e;
+            word[k] |= s.code(x * scale) << 8 * e;
         }
         if (r < R && (size_t)c < s.ld) *(uint32_t*)(s.codes + r * s.ld + c) = word[k];
         if (s.sums) *(Pack<act>*)&m.values[i + k][j] = v;

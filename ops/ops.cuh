@@ -18,8 +18,11 @@ struct Sink {
     bool keeps = true;            // BF16 is wanted too; else what the op makes is left as it is
     real *sums = nullptr, *partial = nullptr; // (C) column sums are added to; scratch: panels(R) * C; or null
     explicit operator bool() const { return codes; }
+    bool writes() const { return keeps || !codes; } // BF16
+    double bytes() const { return (writes() ? sizeof(act) : 0) + (codes ? 1 : 0) + (transposed ? 1 : 0); } // each
+    HD INLINE uint32_t code(float x) const { return f.mbits == 3 ? encode(E4M3, x) : encode(E5M2, x); } // x is scaled
 };
-void cast_tiles(const act* x, Sink s, int R, int C); // x (R, C)
+void cast_in_tiles(const act* x, Sink s, int R, int C); // x (R, C)
 
 // --- embedding.cuh
 // Token distinct[i] stands at positions[first[i]] .. positions[first[i + 1] - 1] of the batch, ascending; i < count.
@@ -62,10 +65,10 @@ struct AttentionScratch { // attention_scratch() elements each
 // Elements that each array of the scratch has to hold. cached: forward only, of one window, with a cache
 size_t attention_scratch(Heads d, bool cached = false);
 // o (B, T, C); lse (B, NH, T), kept for the backward pass; qkv (B, T, 3C)
-void attention_forward(act* o, real* lse, const act* qkv, AttentionScratch scratch, Heads d);
-// dqkv (B, T, 3C) is written whole; dout, o (B, T, C)
+void attention_forward(act* o, real* lse, const act* qkv, AttentionScratch scratch, Heads d, Sink sink = {});
+// dqkv (B, T, 3C) is written whole; dout, o (B, T, C). sink: for dqkv
 void attention_backward(act* dqkv, const act* dout, const act* qkv, const act* o, const real* lse,
-                        AttentionScratch scratch, Heads d);
+                        AttentionScratch scratch, Heads d, Sink sink = {});
 
 // k and v of a layer: (NH, T, HS) each, of one window, so that what a head reads lies in one piece
 struct KvCache {

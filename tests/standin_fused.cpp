@@ -36,40 +36,49 @@ Codes unfused(const Acts& x, Format f, const float* scale, int R, int C) {
     bias_backward(c.sums.data(), x.data(), c.partial.data(), R, C);
     return c;
 }
+// op(y, sink), y (R, C), which starts as `before`: with sinks of all kinds the same as without one and a cast afterwards.
+template <class Op> void check_fused(const char* what, Op op, const Acts& before, Format f, int R, int C, bool writes) {
+    INFO(std::string(what), " ", R, " x ", C, ", ", f.name);
+    const std::vector<float> scales(1, 3.7f);
+    const float* scale = scales.data();
+    Acts y = before;
+    op(y, Sink());
+    Codes want = unfused(y, f, scale, R, C);
+    in_every_order([&](Order o) {
+        for (bool keeps : {true, false}) {
+            if (o != orders[0] && keeps == (o == orders[1])) continue;
+            Acts z = before;
+            Codes got(R, C);
+            Sink all = got.sink(f, scale, R, C);
+            all.keeps = keeps;
+            op(z, all);
+            got.check(want);
+            if (keeps) check_same_bits("BF16", z, y);
+        }
+        if (o != orders[0]) return;
+        Codes got(R, C), untouched(R, C);
+        Sink alone = got.sink(f, scale, R, C); // codes alone: nothing else is touched
+        alone.keeps = false, alone.transposed = nullptr, alone.amax = nullptr, alone.sums = nullptr;
+        Acts kept = before;
+        op(kept, alone);
+        CHECK(got.codes == want.codes);
+        CHECK(got.transposed == untouched.transposed);
+        CHECK(got.amax == untouched.amax);
+        if (!writes) check_same_bits("BF16, not asked for", kept, before);
+    });
+}
 } // namespace
 
 TEST_CASE("fused casts: codes, transposed codes, amax, sums of columns and BF16 are those of the unfused pair") {
     OnCard card(90);
     for (auto [R, C] : {std::pair(1, 1), {3, 5}, {64, 64}, {65, 36}, {130, 132}, {31, 200}, {70, 63}})
         for (Format f : {E4M3, E5M2}) {
-            INFO(R, " x ", C, ", ", f.name);
             const size_t n = (size_t)R * C;
-            const std::vector<float> scales(1, 3.7f);
-            const float* scale = scales.data();
             Acts x = normals<act>(n, 1), dy = normals<act>(n, 2), dx0 = normals<act>(n, 3);
             x[n / 2] = act(NAN), dy[n / 3] = act(INFINITY);
             const Reals w = normals<real>(C, 4), b = normals<real>(C, 5);
-            auto test = [&](const char* what, auto op) { // op(y, sink)
-                INFO(what);
-                Acts y = dx0;
-                op(y, Sink());
-                Codes want = unfused(y, f, scale, R, C);
-                in_every_order([&](Order) {
-                    Acts z = dx0;
-                    Codes got(R, C);
-                    op(z, got.sink(f, scale, R, C));
-                    got.check(want), check_same_bits("BF16", z, y);
-                    Sink alone = got.sink(f, scale, R, C); // codes alone: nothing else is touched
-                    alone.keeps = false, alone.transposed = nullptr, alone.amax = nullptr, alone.sums = nullptr;
-                    Codes none(R, C), before(R, C);
-                    Acts kept = dx0;
-                    alone.codes = none.codes.data(), alone.factors = none.factors.data();
-                    op(kept, alone);
-                    CHECK(none.codes == want.codes);
-                    CHECK(none.transposed == before.transposed);
-                    CHECK(none.amax == before.amax);
-                    if (what != std::string("layernorm_backward")) check_same_bits("BF16, not asked for", kept, dx0);
-                });
+            auto test = [&](const char* what, auto op, bool writes = false) {
+                check_fused(what, op, dx0, f, R, C, writes);
             };
             test("gelu", [&](Acts& y, Sink s) { gelu_forward(y.data(), x.data(), R, C, s); });
             test("gelu_backward", [&](Acts& y, Sink s) { gelu_backward(y.data(), dy.data(), x.data(), R, C, s); });
@@ -82,7 +91,35 @@ TEST_CASE("fused casts: codes, transposed codes, amax, sums of columns and BF16 
                 Reals dw(C), db(C), partial(partial_size(R, C), NAN);
                 layernorm_backward(y.data(), dw.data(), db.data(), dy.data(), x.data(), mean.data(), rstd.data(), w.data(),
                                    partial.data(), R, C, s);
-            });
+            }, true);
+        }
+}
+TEST_CASE("fused casts of attention's output and of its gradient, whatever divides a tile and a panel") {
+    OnCard card(90);
+    for (Heads d : {Heads{1, 1, 1, 32}, {2, 17, 2, 64}, {1, 63, 1, 40}, {1, 130, 1, 64}, {1, 128, 2, 64}, {3, 64, 1, 24},
+                    {1, 64, 1, 96}, {1, 192, 1, 8}, {1, 67, 1, 128}, {1, 128, 1, 128}, {2, 80, 1, 32}, {1, 9, 1, 12}})
+        for (Format f : {E4M3, E5M2}) {
+            if (f == E4M3 && d.HS != 32 && d.HS != 24) continue;
+            INFO("B ", d.B, " T ", d.T, " NH ", d.NH, " HS ", d.HS);
+            const int N = d.B * d.T, C = (int)d.C();
+            const size_t n = (size_t)N * C, square = attention_scratch(d);
+            const Acts qkv = normals<act>(3 * n, 1), dout = normals<act>(n, 2), before = normals<act>(3 * n, 3);
+            Acts bad = qkv, o(n), p(square), ds(square);
+            Reals lse(d.rows()), s(square), dp(square);
+            bad[2 * C + 1] = act(NAN), bad[3 * n - 1] = act(INFINITY); // of v, of the first and of the last token
+            AttentionScratch scratch = {s.data(), dp.data(), p.data(), ds.data()};
+            attention_forward(o.data(), lse.data(), qkv.data(), scratch, d);
+            auto forward = [&](const Acts& qkv) {
+                return [&](Acts& y, Sink s) {
+                    Reals lse(d.rows(), NAN);
+                    attention_forward(y.data(), lse.data(), qkv.data(), scratch, d, s);
+                };
+            };
+            check_fused("attention", forward(qkv), Acts(before.begin(), before.begin() + n), f, N, C, d.HS == 12);
+            check_fused("with NaN", forward(bad), Acts(before.begin(), before.begin() + n), f, N, C, d.HS == 12);
+            check_fused("backward", [&](Acts& y, Sink s) {
+                attention_backward(y.data(), dout.data(), qkv.data(), o.data(), lse.data(), scratch, d, s);
+            }, before, f, N, 3 * C, d.HS == 12);
         }
 }
 
@@ -91,7 +128,7 @@ struct Trained {
     Reals losses, gradients, state; // gradients of the first step; at the end weights, gradients, scales
 };
 // Two steps of two microbatches, in all linears; the second in another recipe if there is a next one.
-Trained train_twice(const Config& config, const Recipe& r, const Recipe* next = nullptr) {
+Trained train_twice(const Config& config, const Recipe& r, const Recipe* next = nullptr, bool fuses = true) {
     const int B = 2, T = config.seq_len, N = B * T;
     std::vector<int> tokens(N), targets(N);
     for (int i = 0; i < N; i++) tokens[i] = i * i % config.vocab, targets[i] = i == 2 ? -1 : i * 3 % config.vocab;
@@ -100,6 +137,10 @@ Trained train_twice(const Config& config, const Recipe& r, const Recipe* next = 
     if (next) stages.push_back({2, *next, stages[0].skip});
     allocate(g, config, Use::training, B, T, stages);
     initialise(g, 3);
+    for_each_linear(g, [&](const std::string&, Linear& l) { // where somebody looks on, producers cast nothing
+        for (Quantizer* q : {&l.x, &l.w, &l.dy})
+            if (!fuses) q->watch = [](const Tensor&) {};
+    });
     Trained all;
     for (int t = 1; t <= 2; t++) {
         if (t == 2 && next) set_stage(g, 1);
@@ -141,6 +182,22 @@ TEST_CASE("all of a step but GEMMs and attention returns the CPU's bits, for eve
             check_same_bits("losses", got.losses, want.losses), check_same_bits("state", got.state, want.state);
         }
     }
+}
+TEST_CASE("a training step with all its fusions, attention's too, returns the bits of one without any, for every recipe") {
+    for (const Config& config : {Config{1, 2, 32, 64, 24}, {1, 1, 40, 23, 51}})
+        for (const Recipe& r : recipes)
+            for (int cc : {90, 100, 120}) {
+                bool hybrid = r.name == "hybrid";
+                if (!is_per_tensor(r.x) || (!hybrid && (cc > 90 || config.channels == 40))) continue;
+                OnCard card(cc);
+                INFO(r.name, " on sm_", cc, ", ", config.channels, " channels");
+                long before = machine.launches;
+                Trained want = train_twice(config, r, nullptr, false);
+                long middle = machine.launches;
+                Trained got = train_twice(config, r);
+                if (r.x.scaling != Scaling::current) CHECK(machine.launches - middle < middle - before);
+                check_same_bits("losses", got.losses, want.losses), check_same_bits("state", got.state, want.state);
+            }
 }
 TEST_CASE("amaxes are recorded for a delayed recipe to come, whatever casts before it, fused or not") {
     const Config config{1, 2, 16, 20, 24};
