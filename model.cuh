@@ -40,6 +40,7 @@ struct Param {
     real *w = nullptr, *grad = nullptr; // FP32 master, and its gradient summed over microbatches
     real *m = nullptr, *v = nullptr;    // AdamW's moments
     act* operand = nullptr;             // w rounded to act
+    Quantizer* quantizer = nullptr;     // of the linear whose weight it is
     size_t size() const { return (size_t)std::max(rows, 1) * cols; }
 };
 struct Norm { Param weight, bias; }; // (C) (C)
@@ -183,6 +184,7 @@ inline void set_stage(GPT& g, int k) {
     accumulator = r.accum;
     for_each_ruled(g, k, [&](Linear& l, const Recipe& r) {
         store_as(l, r);
+        l.w.fresh &= !moves;
         for (auto [q, cast] : {std::pair(&l.x, &d.x), {&l.w, &d.w}, {&l.dy, &d.dy}})
             if (q->delayed) q->delayed->max = ldexpf(cast->elem.max, -d.margin);
     });
@@ -199,6 +201,7 @@ inline void forget_scales(GPT& g) {
     fill_zero(g.history, sizeof(float) * g.all_delayed * g.history_len);
     synchronize("forget_scales");
     for (int i = 0; i < g.all_delayed; i++) g.delayed[i] = {1, 0, g.delayed[i].max, 0};
+    for_each_linear(g, [](const std::string&, Linear& l) { l.w.fresh = false; });
 }
 // After the casts of a pass, TransformerEngine's times: x and w after forward, dy after backward.
 inline void update_scales(GPT& g, bool backward) {
@@ -228,6 +231,7 @@ inline void plan_copies(GPT& g) {
     int index = 0;
     for_each_operand([&](Linear& l, Quantizer& q, size_t, size_t) {
         l.keeps_x = false, q.plan = {}, q.pass = &g.pass, q.index = index++;
+        (&l == &g.head ? g.wte : l.weight).quantizer = &l.w;
     });
     g.history_len = 0;
     for (int k = 0; k < (int)g.stages.size(); k++) {
@@ -405,6 +409,7 @@ inline void release(GPT& g) { release_memory(g.arena.memory, g.arena.used), g.ar
 // biases. After this or after loading: publish() makes the operands follow the masters.
 inline void publish(GPT& g) {
     for_each_param(g, [](const std::string&, Param& p) { round_to_operand(p.operand, p.w, p.size()); });
+    for_each_linear(g, [](const std::string&, Linear& l) { l.w.fresh = false; });
 }
 inline void initialise(GPT& g, uint64_t seed) {
     uint64_t stream = 0;
@@ -458,7 +463,8 @@ inline void gpt_trunk(GPT& g, int B, int T, KvCache* cache = nullptr) {
     Heads heads = {B, T, g.config.heads, C / g.config.heads, past};
     size_t NC = (size_t)N * C;
     for_each_linear(g, [&](const std::string&, Linear& l) { // w keeps its copies for all microbatches of a step
-        l.x.filled = l.dy.filled = false, l.w.filled &= g.pass.micro > 0 || l.w.frozen;
+        l.x.filled = l.dy.filled = false, l.w.filled &= g.pass.micro > 0 || l.w.frozen || (l.w.fresh && !l.w.watch);
+        l.w.fresh &= !g.pass.training; // it moves the scale
     });
     embedding_forward(g.x0, g.tokens, g.wte.w, g.wpe.w + (size_t)past * C, B, T, C);
     act* x = g.x0;
@@ -572,6 +578,9 @@ inline void update(GPT& g, int64_t t, double lr, double weight_decay) {
                .correction1 = (real)(1 - pow(beta1, (double)t)), .correction2 = (real)sqrt(1 - pow(beta2, (double)t))};
     for_each_param(g, [&](const std::string&, Param& p) {
         o.weight_decay = p.rows ? (real)weight_decay : 0;
-        adamw(p.w, p.operand, p.m, p.v, p.grad, g.result, p.size(), o);
+        // The scale of the next forward pass stands already. BF16 is kept: that pass may come to be under another stage.
+        Sink s = p.quantizer && g.pass.training ? sink(*p.quantizer, p.rows, p.cols, true) : Sink{};
+        if (s) p.quantizer->fresh = true;
+        adamw(p.w, p.operand, p.m, p.v, p.grad, g.result, p.size(), o, s, p.cols);
     });
 }

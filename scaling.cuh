@@ -351,6 +351,7 @@ struct Quantizer {
     bool quantized[2] = {false, false}; // for the GEMM that contracts along cols, rows
     bool filled = false;                // the copies hold what the operand holds
     bool frozen = false;                // cast and copies came from a file: no stage and no pass changes them
+    bool fresh = false;                 // of a weight: the update filled them, for the first forward pass in training
     Copy copies[2] = {};
     act* transformed = nullptr;         // scratch for the Hadamard transform: contraction(rows) x cols
     Delayed* delayed = nullptr;         // if some stage is delayed

@@ -2,7 +2,7 @@
 // clip_grad_norm_ compute them. Master weights, gradients and moments are FP32; the update also writes the BF16 copy
 // of the weight that the next GEMMs read, so that no cast of a weight ever appears elsewhere.
 #pragma once
-#include "ops/ops.cuh"
+#include "ops/fused.cuh"
 
 HD INLINE void adamw_element(real& w, real& m, real& v, real grad, real factor, AdamW o) {
     real gr = grad * factor;
@@ -13,7 +13,13 @@ HD INLINE void adamw_element(real& w, real& m, real& v, real grad, real factor, 
     m = m1;
     v = v1;
 }
-void adamw(real* w, act* operand, real* m, real* v, const real* grad, const StepResult* result, size_t n, AdamW o) {
+void adamw(real* w, act* operand, real* m, real* v, const real* grad, const StepResult* result, size_t n, AdamW o,
+           Sink sink, int C) {
+    if (sink)
+        return in_tiles("adamw", operand, sink, (int)(n / C), C, [=] HD(int, int, real& w, real& m, real& v, real grad) {
+            if (!result->bad) adamw_element(w, m, v, grad, result->factor, o);
+            return w;
+        }, w, m, v, grad);
     for_rows("adamw", n * (28.0 + sizeof(act)), pieces(n), [=] HD(Lanes g, int i) {
         size_t at = (size_t)i * PIECE;
         real *wi = w + at, *mi = m + at, *vi = v + at;

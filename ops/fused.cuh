@@ -13,8 +13,19 @@ struct TileMemory {
     uint32_t codes[SIDE][SIDE / 4 + 1]; // [column][4 rows]
     act values[SIDE][SIDE];
 };
+// Four neighbours of one of a tile's arrays; f may change those of an array that is not const.
+template <class A> struct Four {
+    using T = std::remove_const_t<A>;
+    A* at;
+    Pack<T> p = *(const Pack<T>*)at;
+    DEVICE void store() const {
+        if constexpr (!std::is_const_v<A>) *(Pack<T>*)at = p;
+    }
+};
+DEVICE real& as_real(real& x) { return x; }
+template <class T> DEVICE real as_real(const T& x) { return (real)x; }
 // f(r, c, a[r][c], ..) for every r < R, c < C; out (R, C) is written if it is not null, and may be one of a.
-template <class F, class... A> KERNEL void tile_kernel(act* out, Sink s, int R, int C, F f, const A*... a) {
+template <class F, class... A> KERNEL void tile_kernel(act* out, Sink s, int R, int C, F f, A*... a) {
     auto& m = shared_memory<TileMemory>();
     int across = (C + SIDE - 1) / SIDE, t = thread_index();
     int r0 = block_index() / across * SIDE, c0 = block_index() % across * SIDE, i = t / 16 * 4, j = t % 16 * 4;
@@ -28,14 +39,15 @@ template <class F, class... A> KERNEL void tile_kernel(act* out, Sink s, int R, 
         size_t at = (size_t)r * C + c;
         Pack<act> v = {};
         if (r < R && c < C && packs) {
-            auto row = [&](Pack<A>... p) {
-                for (int e = 0; e < 4; e++) v.v[e] = act(f(r, c + e, (real)p.v[e]...));
+            auto row = [&](Four<A>... four) {
+                for (int e = 0; e < 4; e++) v.v[e] = act(f(r, c + e, as_real(four.p.v[e])...));
+                (four.store(), ...);
             };
-            row(*(const Pack<A>*)(a + at)...);
+            row(Four<A>{a + at}...);
             if (out) *(Pack<act>*)(out + at) = v;
         } else
             for (int e = 0; e < 4 && r < R && c + e < C; e++) {
-                v.v[e] = act(f(r, c + e, (real)a[at + e]...));
+                v.v[e] = act(f(r, c + e, as_real(a[at + e])...));
                 if (out) out[at + e] = v.v[e];
             }
         for (int e = 0; e < 4; e++) {
@@ -64,9 +76,9 @@ template <class F, class... A> KERNEL void tile_kernel(act* out, Sink s, int R, 
     }
 }
 template <class F, class... A>
-void in_tiles(const char* name, act* out, Sink s, int R, int C, F f, const A*... a) {
+void in_tiles(const char* name, act* out, Sink s, int R, int C, F f, A*... a) {
     double written = (out ? sizeof(act) : 0) + 1.0 + (s.transposed ? 1 : 0);
-    profiled(name, (double)R * C * (written + (sizeof(A) + ... + 0)), 0, [&] {
+    profiled(name, (double)R * C * (written + ((sizeof(A) * (std::is_const_v<A> ? 1 : 2)) + ... + 0)), 0, [&] {
         size_t grid = (size_t)((R + SIDE - 1) / SIDE) * ((C + SIDE - 1) / SIDE);
         launch(name, tile_kernel<F, A...>, grid, 256, sizeof(TileMemory), out, s, R, C, f, a...);
     });

@@ -62,7 +62,7 @@ void layernorm_backward(act* dx, real* dw, real* db, const act* dy, const act* x
         });
         in_tiles("layernorm_backward", dx, sink, N, C, [=] HD(int n, int c, real dx, real dy, real x) {
             return layernorm_backward_element(dx, dy, x, means[n], mean[n], rstd[n], w[c]);
-        }, dx, dy, x);
+        }, (const act*)dx, dy, x);
     } else
         for_rows("layernorm_backward", 4.0 * N * C * sizeof(act), N, [=] HD(Lanes g, int n) {
             size_t at = (size_t)n * C;

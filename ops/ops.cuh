@@ -103,8 +103,10 @@ struct StepResult {
     real factor;  // of every gradient: min(1, clip / (norm + 1e-6)) / loss scale
     int bad;      // loss or norm was not finite: nothing is updated from then on
 };
-// w, m, v, operand (n) are updated in place; grad (n). operand = w rounded to act; it may be w itself (ACT=float).
-void adamw(real* w, act* operand, real* m, real* v, const real* grad, const StepResult* result, size_t n, AdamW o);
+// w, m, v, operand (n) are updated in place; grad (n). operand = w rounded to act; it may be w itself (ACT=float). With a
+// sink, the codes of operand (n / C, C) too, as the next step's first forward pass would cast them.
+void adamw(real* w, act* operand, real* m, real* v, const real* grad, const StepResult* result, size_t n, AdamW o,
+           Sink sink = {}, int C = 1);
 // operand = master, rounded to act: after initialisation or loading. A no-op when they are the same memory.
 void round_to_operand(act* operand, const real* w, size_t n);
 void squares_of(real* squares, const real* grad, size_t n); // squares[i] = sum of grad^2 over piece i

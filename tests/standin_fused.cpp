@@ -199,6 +199,96 @@ TEST_CASE("a training step with all its fusions, attention's too, returns the bi
                 check_same_bits("losses", got.losses, want.losses), check_same_bits("state", got.state, want.state);
             }
 }
+namespace {
+// All that may happen to a weight between its update and its next cast. Returns losses, weights, scales, histories.
+Reals journey(const Recipe& r, const Recipe& next, bool fuses, long& weight_casts) {
+    const Config config{1, 1, 24, 11, 36};
+    const int B = 1, T = config.seq_len;
+    std::vector<int> tokens(T), targets(T);
+    for (int i = 0; i < T; i++) tokens[i] = i * i % config.vocab, targets[i] = i * 3 % config.vocab;
+    Reals all;
+    GPT one, two;
+    for (GPT* g : {&one, &two})
+        allocate(*g, config, Use::training, B, T, {{0, r, std::vector<bool>(5)}, {5, next, {}}}), initialise(*g, 3);
+    GPT* g = &one;
+    weight_casts = 0;
+    auto watch = [&](bool on) {
+        for_each_linear(*g, [&](const std::string&, Linear& l) {
+            l.w.watch = on ? [&](const Tensor&) { weight_casts++; } : std::function<void(const Tensor&)>();
+        });
+    };
+    auto forward = [&](int t, int micro, bool training) {
+        g->pass = {training, 7, (uint64_t)t, (uint64_t)micro};
+        set_batch(*g, tokens, targets);
+        all.push_back((real)gpt_forward(*g, B, T, training ? 0.5f / T : 0));
+        if (training) gpt_backward(*g, B, T);
+    };
+    for (int t = 1; t <= 8; t++) {
+        watch(!fuses || t == 3); // somebody looks on
+        if (t == 2) forward(t, 0, true), forward(t, 1, true); // and once more, from the same weights
+        if (t == 4) forget_scales(*g);
+        if (t == 5) set_stage(*g, 1);
+        if (t == 6) { // goes on from what a checkpoint holds, and back to the first stage
+            set_stage(two, 1);
+            std::vector<Param*> from;
+            for_each_param(one, [&](const std::string&, Param& p) { from.push_back(&p); });
+            for_each_param(two, [&, i = 0](const std::string&, Param& p) mutable {
+                for (auto m : {&Param::w, &Param::m, &Param::v}) std::copy_n(from[i]->*m, p.size(), p.*m);
+                i++;
+            });
+            publish(two);
+            std::copy_n(one.delayed, one.all_delayed, two.delayed);
+            for (int i = 0; i < one.all_delayed; i++) two.delayed[i].last = 0;
+            std::copy_n(one.history, (size_t)one.all_delayed * one.history_len, two.history);
+            g = &two, watch(!fuses), set_stage(two, 0);
+        }
+        for (int micro = 0; micro < 2; micro++) forward(t, micro, true);
+        if (t < 3) gradient_norm(*g, 1, t == 1 ? 1 : 128); // of a loss scale
+        else gradient_norm(*g, 1);
+        g->result->bad = t == 7; // nothing is updated
+        update(*g, t, 1e-2, 0.1);
+        if (t != 3) forward(t, 0, false); // an evaluation
+        if (t == 5) forward(t, 1, false);
+        if (t == 8) publish(*g), forward(t, 0, true);
+    }
+    synchronize("test");
+    for_each_param(two, [&](const std::string&, Param& p) { all.insert(all.end(), p.w, p.w + p.size()); });
+    for (int i = 0; i < two.all_delayed; i++) all.push_back(two.delayed[i].scale);
+    all.insert(all.end(), two.history, two.history + (size_t)two.all_delayed * two.history_len);
+    release(one), release(two);
+    return all;
+}
+} // namespace
+TEST_CASE("weights cast by their update: scales, histories, losses are those of casts in the next forward pass") {
+    auto row = [](const std::string& name) { return resolve(name, {}); };
+    const Recipe hybrid = resolve("hybrid", {{"amax_history_len", "5"}}), e5m2 = resolve("hybrid", {{"w.format", "e5m2"},
+                 {"x.format", "e4m3"}, {"dy.format", "e4m3"}, {"amax_history_len", "3"}, {"margin", "1"}});
+    for (auto [r, next] : {std::pair(hybrid, e5m2), {row("unit"), hybrid}, {hybrid, row("bf16")}})
+        for (int cc : {90, 100}) {
+            if (cc > 90 && (r.name != "hybrid" || next.name != "hybrid")) continue;
+            OnCard card(cc);
+            INFO(r.name, ", then ", next.name, " on sm_", cc);
+            long casts, unfused;
+            Reals want = journey(r, next, false, unfused), got = journey(r, next, true, casts);
+            check_same_bits("the journey", got, want);
+        }
+    // Nothing casts a weight that its update has cast; those that were published are cast, one for each linear.
+    OnCard card(90);
+    GPT g;
+    allocate(g, {1, 1, 24, 11, 36}, Use::training, 1, 11, {{0, hybrid, std::vector<bool>(5)}});
+    initialise(g, 3), set_batch(g, std::vector<int>(11, 1), std::vector<int>(11, 2));
+    long launches[4];
+    for (int t = 1; t <= 3; t++) {
+        if (t == 3) publish(g);
+        g.pass = {true, 7, (uint64_t)t, 0};
+        long before = machine.launches;
+        gpt_forward(g, 1, 11, 1), gpt_backward(g, 1, 11), launches[t] = machine.launches - before;
+        gradient_norm(g), update(g, t, 1e-2, 0.1);
+        for_each_linear(g, [](const std::string&, Linear& l) { CHECK(l.w.fresh); });
+    }
+    CHECK(launches[2] == launches[3] - 5);
+    release(g);
+}
 TEST_CASE("amaxes are recorded for a delayed recipe to come, whatever casts before it, fused or not") {
     const Config config{1, 2, 16, 20, 24};
     auto row = [](const std::string& name) {
