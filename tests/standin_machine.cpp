@@ -294,7 +294,10 @@ KERNEL void add_kernel(int* x, int by) {
 }
 TEST_CASE("stand-in: a captured graph runs when it is launched, as often as it is, and not before") {
     OnCard card;
-    int x = 0, from = 5, to = 0;
+    int x = 0, *pinned;
+    REQUIRE(cudaMallocHost((void**)&pinned, 8) == cudaSuccess);
+    int &from = pinned[0], &to = pinned[1];
+    from = 5, to = 0;
     cudaStream_t s = (cudaStream_t)machine.stream;
     cudaGraph_t graph;
     cudaGraphExec_t exec;
@@ -314,29 +317,71 @@ TEST_CASE("stand-in: a captured graph runs when it is launched, as often as it i
         CHECK(x == 11 * i);
         CHECK(to == i);
     }
-    cudaGraphExecDestroy(exec);
+    auto update = [&](int more, const void* source) { // the same launches with other arguments, and `more`
+        cudaGraphExecUpdateResultInfo how;
+        REQUIRE(cudaStreamBeginCapture(s, cudaStreamCaptureModeGlobal) == cudaSuccess);
+        launch("add", add_kernel, 2, 32, 0, &x, 3);
+        launch("add", add_kernel, 1, 64, 0, &x, 20);
+        REQUIRE(cudaMemcpyAsync(&to, source, sizeof to, cudaMemcpyDefault, s) == cudaSuccess);
+        for (int i = 0; i < more; i++) launch("add", add_kernel, 1, 32, 0, &x, 1);
+        REQUIRE(cudaStreamEndCapture(s, &graph) == cudaSuccess);
+        cudaError_t e = cudaGraphExecUpdate(exec, graph, &how);
+        cudaGraphDestroy(graph), cudaGetLastError();
+        return e;
+    };
+    x = 0;
+    CHECK(update(0, &to) == cudaSuccess);
+    CHECK(x == 0);
+    REQUIRE(cudaGraphLaunch(exec, s) == cudaSuccess);
+    CHECK(x == 26); // two blocks of 3
+    CHECK(update(1, &to) == cudaErrorGraphExecUpdateFailure);
+    int* device = (int*)allocate_zeroed(256);
+    CHECK(update(0, device) == cudaErrorGraphExecUpdateFailure);
+    release_memory((char*)device, 256);
+    REQUIRE(cudaGraphLaunch(exec, s) == cudaSuccess);
+    CHECK(x == 52); // as it was
+    cudaGraphExecDestroy(exec), cudaFreeHost(pinned);
 }
 TEST_CASE("stand-in: waiting, allocating or using the default stream during a capture is an error that breaks it") {
     OnCard card;
     cudaStream_t s = (cudaStream_t)machine.stream;
-    void* p;
+    void* p = nullptr;
     int x = 0;
+    cudaEvent_t event;
+    cudaEventCreate(&event);
     std::function<cudaError_t()> wrongs[] = {[&] { return cudaDeviceSynchronize(); },
                                              [&] { return cudaStreamSynchronize(s); },
                                              [&] { return cudaMalloc(&p, 16); },
                                              [&] { return cudaMallocManaged(&p, 16); },
                                              [&] { return cudaMemcpy(&x, &x, 4, cudaMemcpyDefault); },
-                                             [&] { return cudaMemset(&x, 0, 4); }};
+                                             [&] { return cudaMemset(&x, 0, 4); },
+                                             [&] { return cudaMallocHost(&p, 16); },
+                                             [&] { return cudaEventQuery(event); },
+                                             [&] { return cudaEventSynchronize(event); },
+                                             [&] { return cudaFree(p); }};
     for (auto& wrong : wrongs) {
         cudaGraph_t graph;
+        if (&wrong == &wrongs[9]) cudaMalloc(&p, 16);
         REQUIRE(cudaStreamBeginCapture(s, cudaStreamCaptureModeGlobal) == cudaSuccess);
         CHECK(wrong() != cudaSuccess);
         CHECK(cudaStreamEndCapture(s, &graph) == cudaErrorStreamCaptureInvalidated);
         CHECK(!graph);
         cudaGetLastError();
         CHECK(wrong() == cudaSuccess);
-        if (&wrong == &wrongs[2] || &wrong == &wrongs[3]) cudaFree(p);
+        if (&wrong == &wrongs[2] || &wrong == &wrongs[3] || &wrong == &wrongs[6]) cudaFree(p);
     }
+    cudaGraph_t graph;
+    size_t free, total; // what waits for nothing is taken, but not copies that go through memory of the driver's,
+    REQUIRE(cudaStreamBeginCapture(s, cudaStreamCaptureModeGlobal) == cudaSuccess);
+    CHECK(cudaMemGetInfo(&free, &total) == cudaSuccess);
+    CHECK(cudaMemcpyAsync(&x, &x, 4, cudaMemcpyDefault, s) == cudaErrorStreamCaptureUnsupported);
+    contains(cudaGetErrorString(cudaGetLastError()), "copying from or to memory that is not pinned while a stream is");
+    CHECK(cudaStreamEndCapture(s, &graph) == cudaErrorStreamCaptureInvalidated);
+    REQUIRE(cudaStreamBeginCapture(s, cudaStreamCaptureModeGlobal) == cudaSuccess);
+    REQUIRE(cudaEventRecord(event, s) == cudaSuccess);
+    REQUIRE(cudaStreamEndCapture(s, &graph) == cudaSuccess);
+    CHECK(cudaEventSynchronize(event) == cudaErrorCapturedEvent); // and nobody can wait for what was only recorded
+    cudaGraphDestroy(graph), cudaEventDestroy(event);
     CHECK(cudaStreamBeginCapture(nullptr, cudaStreamCaptureModeGlobal) == cudaErrorStreamCaptureUnsupported);
     cudaGetLastError();
 }

@@ -18,6 +18,8 @@ enum cudaError_t {
     cudaErrorStreamCaptureUnsupported = 900,
     cudaErrorStreamCaptureInvalidated = 901,
     cudaErrorStreamCaptureImplicit = 906,
+    cudaErrorCapturedEvent = 907,
+    cudaErrorGraphExecUpdateFailure = 910,
 };
 struct CUstream_st;
 struct CUevent_st;
@@ -48,12 +50,14 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device);
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total);
 cudaError_t cudaDeviceSynchronize();
 
-cudaError_t cudaMallocBytes(void** p, size_t bytes, bool zero_means_null);
+cudaError_t cudaMallocBytes(void** p, size_t bytes, bool zero_means_null, bool pinned = false);
 template <class T> cudaError_t cudaMalloc(T** p, size_t bytes) { return cudaMallocBytes((void**)p, bytes, true); }
 template <class T> cudaError_t cudaMallocManaged(T** p, size_t bytes) {
     return cudaMallocBytes((void**)p, bytes, false); // of no bytes: an error
 }
-template <class T> cudaError_t cudaMallocHost(T** p, size_t bytes) { return cudaMallocBytes((void**)p, bytes, true); }
+template <class T> cudaError_t cudaMallocHost(T** p, size_t bytes) {
+    return cudaMallocBytes((void**)p, bytes, true, true);
+}
 cudaError_t cudaFree(void* p);
 cudaError_t cudaFreeHost(void* p);
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
@@ -83,6 +87,10 @@ enum cudaStreamCaptureMode {
 cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t* g);
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* e, cudaGraph_t g, unsigned long long flags = 0);
+struct cudaGraphExecUpdateResultInfo {
+    int result;
+};
+cudaError_t cudaGraphExecUpdate(cudaGraphExec_t e, cudaGraph_t g, cudaGraphExecUpdateResultInfo* how);
 cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s);
 cudaError_t cudaGraphDestroy(cudaGraph_t g);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e);

@@ -7,17 +7,23 @@
 StandIn standin;
 
 using Work = std::function<cudaError_t()>;
+enum class Memory { pageable, pinned, device };
+struct Node {
+    const char* kind;
+    Work run;
+    Memory from = Memory::device, to = Memory::device; // of a copy
+};
 struct CUgraph_st {
-    std::vector<Work> works;
+    std::vector<Node> nodes;
 };
 struct CUgraphExec_st {
-    std::vector<Work> works;
+    std::vector<Node> nodes;
 };
 struct CUstream_st {
     CUgraph_st* capture = nullptr;
 };
 struct CUevent_st {
-    bool timing = true, recorded = false;
+    bool timing = true, recorded = false, captured = false;
     std::chrono::steady_clock::time_point at;
 };
 
@@ -27,7 +33,11 @@ std::string text; // of the last error
 CUstream_st* capturing = nullptr;
 bool capture_broken = false;
 std::map<const void*, int> asked_for; // bytes of dynamic shared memory, by kernel
-std::map<void*, size_t> allocations;
+struct Allocation {
+    size_t bytes;
+    bool pinned;
+};
+std::map<void*, Allocation> allocations;
 
 cudaError_t error(cudaError_t e, const std::string& why) {
     last = e, text = why;
@@ -48,6 +58,8 @@ bool known(cudaError_t e, const char*& name) {
         NAME(cudaErrorStreamCaptureUnsupported);
         NAME(cudaErrorStreamCaptureInvalidated);
         NAME(cudaErrorStreamCaptureImplicit);
+        NAME(cudaErrorCapturedEvent);
+        NAME(cudaErrorGraphExecUpdateFailure);
     }
 #undef NAME
     return false;
@@ -58,7 +70,7 @@ cudaError_t refused_in_capture(const char* what) {
     capture_broken = true;
     return error(cudaErrorStreamCaptureUnsupported, format("%s while a stream is being captured", what));
 }
-cudaError_t enqueue(cudaStream_t s, Work work) {
+cudaError_t enqueue(cudaStream_t s, Node node) {
     if (capturing && !s) {
         capture_broken = true;
         return error(cudaErrorStreamCaptureImplicit,
@@ -66,9 +78,9 @@ cudaError_t enqueue(cudaStream_t s, Work work) {
     }
     if (capturing && s == capturing) {
         if (capture_broken) return error(cudaErrorStreamCaptureInvalidated, "the capture was broken before");
-        return capturing->capture->works.push_back(work), cudaSuccess;
+        return capturing->capture->nodes.push_back(node), cudaSuccess;
     }
-    return work();
+    return node.run();
 }
 int most_shared() { // that a block may ask for; CUDA C++ Programming Guide, table of compute capabilities
     switch (standin.cc) {
@@ -110,14 +122,14 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
 cudaError_t cudaDeviceSynchronize() { return refused_in_capture("cudaDeviceSynchronize"); }
 
 // --- memory ------------------------------------------------------------------------------------------------------
-cudaError_t cudaMallocBytes(void** p, size_t bytes, bool zero_means_null) {
+cudaError_t cudaMallocBytes(void** p, size_t bytes, bool zero_means_null, bool pinned) {
     if (cudaError_t e = refused_in_capture("allocating")) return e;
     *p = nullptr;
     if (!bytes) return zero_means_null ? cudaSuccess : error(cudaErrorInvalidValue, "no bytes");
     if (bytes > standin.memory - standin.allocated || posix_memalign(p, 256, bytes))
         return error(cudaErrorMemoryAllocation, format("out of memory: %zu bytes", bytes));
     memset(*p, 0xff, bytes);
-    allocations[*p] = bytes, standin.allocated += bytes;
+    allocations[*p] = {bytes, pinned}, standin.allocated += bytes;
     return cudaSuccess;
 }
 cudaError_t cudaFree(void* p) {
@@ -125,28 +137,41 @@ cudaError_t cudaFree(void* p) {
     if (cudaError_t e = refused_in_capture("freeing")) return e;
     auto at = allocations.find(p);
     if (at == allocations.end()) return error(cudaErrorInvalidValue, "freeing what was not allocated");
-    standin.allocated -= std::min(standin.allocated, at->second);
+    standin.allocated -= std::min(standin.allocated, at->second.bytes);
     allocations.erase(at);
     free(p);
     return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* p) { return cudaFree(p); }
-size_t device_bytes(const void* p) {
+static size_t bytes_left(const void* p, bool& pinned) { // of the allocation that p lies in
     auto after = allocations.upper_bound((void*)p);
     if (after == allocations.begin()) return 0;
-    auto [start, bytes] = *--after;
+    auto [start, a] = *--after;
     size_t offset = (const char*)p - (char*)start;
-    return offset < bytes ? bytes - offset : 0;
+    pinned = a.pinned;
+    return offset < a.bytes ? a.bytes - offset : 0;
+}
+size_t device_bytes(const void* p) {
+    bool pinned = false;
+    size_t left = bytes_left(p, pinned);
+    return pinned ? 0 : left;
+}
+static Memory memory_of(const void* p) {
+    bool pinned = false;
+    return !bytes_left(p, pinned) ? Memory::pageable : pinned ? Memory::pinned : Memory::device;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t s) {
-    return enqueue(s, [=] { return memmove(to, from, bytes), cudaSuccess; });
+    Node node = {"copy", [=] { return memmove(to, from, bytes), cudaSuccess; }, memory_of(from), memory_of(to)};
+    if (s && s == capturing && (node.from == Memory::pageable || node.to == Memory::pageable))
+        return refused_in_capture("copying from or to memory that is not pinned");
+    return enqueue(s, node);
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
     if (cudaError_t e = refused_in_capture("cudaMemcpy")) return e;
     return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
 }
 cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t s) {
-    return enqueue(s, [=] { return memset(p, value, bytes), cudaSuccess; });
+    return enqueue(s, {"memset", [=] { return memset(p, value, bytes), cudaSuccess; }});
 }
 cudaError_t cudaMemset(void* p, int value, size_t bytes) { return cudaMemsetAsync(p, value, bytes, nullptr); }
 
@@ -155,7 +180,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { return *s = n
 cudaError_t cudaStreamDestroy(cudaStream_t s) { return delete s, cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return refused_in_capture("cudaStreamSynchronize"); }
 cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t, unsigned) {
-    return enqueue(s, [] { return cudaSuccess; });
+    return enqueue(s, {"wait", [] { return cudaSuccess; }});
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned flags) {
     *e = new CUevent_st;
@@ -164,10 +189,17 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned flags) {
 }
 cudaError_t cudaEventCreate(cudaEvent_t* e) { return cudaEventCreateWithFlags(e, 0); }
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
-    return enqueue(s, [=] { return e->recorded = true, e->at = std::chrono::steady_clock::now(), cudaSuccess; });
+    e->captured = s && s == capturing;
+    return enqueue(
+        s, {"record", [=] { return e->recorded = true, e->at = std::chrono::steady_clock::now(), cudaSuccess; }});
 }
-cudaError_t cudaEventQuery(cudaEvent_t) { return refused_in_capture("cudaEventQuery"); }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return refused_in_capture("cudaEventSynchronize"); }
+static cudaError_t look_at(cudaEvent_t e, const char* how) {
+    if (cudaError_t refused = refused_in_capture(how)) return refused;
+    return e->captured ? error(cudaErrorCapturedEvent, format("%s of an event that a capture recorded", how))
+                       : cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t e) { return look_at(e, "cudaEventQuery"); }
+cudaError_t cudaEventSynchronize(cudaEvent_t e) { return look_at(e, "cudaEventSynchronize"); }
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t from, cudaEvent_t to) {
     if (!from->timing || !to->timing || !from->recorded || !to->recorded)
         return error(cudaErrorInvalidValue, "an event without a time");
@@ -192,14 +224,31 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t* g) {
     return error(cudaErrorStreamCaptureInvalidated, "the capture was broken: " + text);
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* e, cudaGraph_t g, unsigned long long) {
-    return *e = new CUgraphExec_st{g->works}, cudaSuccess;
+    standin.instantiations++;
+    return *e = new CUgraphExec_st{g->nodes}, cudaSuccess;
+}
+// Arguments, grids and kernels may be others; how many nodes there are, of what kind, and between which kinds of memory
+// they copy may not.
+cudaError_t cudaGraphExecUpdate(cudaGraphExec_t e, cudaGraph_t g, cudaGraphExecUpdateResultInfo* how) {
+    size_t n = e->nodes.size();
+    how->result = 1;
+    if (g->nodes.size() != n)
+        return error(cudaErrorGraphExecUpdateFailure, format("%zu nodes, and %zu now", n, g->nodes.size()));
+    for (size_t i = 0; i < n; i++) {
+        const Node &was = e->nodes[i], &is = g->nodes[i];
+        if (was.kind != std::string(is.kind) || was.from != is.from || was.to != is.to)
+            return error(cudaErrorGraphExecUpdateFailure, format("node %zu: %s was %s", i, is.kind, was.kind));
+    }
+    how->result = 0, e->nodes = g->nodes;
+    return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s) {
-    return enqueue(s, [works = e->works] {
-        for (const Work& w : works)
-            if (cudaError_t e = w()) return e;
-        return cudaSuccess;
-    });
+    return enqueue(s, {"graph", [nodes = e->nodes] {
+                           standin.graphs++;
+                           for (const Node& n : nodes)
+                               if (cudaError_t e = n.run()) return e;
+                           return cudaSuccess;
+                       }});
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t g) { return delete g, cudaSuccess; }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e) { return delete e, cudaSuccess; }
@@ -229,9 +278,9 @@ cudaError_t launch_kernel(const cudaLaunchConfig_t& c, const void* kernel, std::
     if (c.dynamicSmemBytes > (size_t)a.maxDynamicSharedSizeBytes)
         return error(cudaErrorInvalidValue, format("%zu bytes of shared memory, but only %d were asked for",
                                                    c.dynamicSmemBytes, a.maxDynamicSharedSizeBytes));
-    return enqueue(c.stream, [=, shared = c.dynamicSmemBytes] {
-        standin.launches++;
-        std::string wrong = run_grid(grid, (int)block, shared, thread);
-        return wrong.empty() ? cudaSuccess : error(cudaErrorLaunchFailure, wrong);
-    });
+    return enqueue(c.stream, {"kernel", [=, shared = c.dynamicSmemBytes] {
+                                  standin.launches++;
+                                  std::string wrong = run_grid(grid, (int)block, shared, thread);
+                                  return wrong.empty() ? cudaSuccess : error(cudaErrorLaunchFailure, wrong);
+                              }});
 }

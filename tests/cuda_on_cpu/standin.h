@@ -16,6 +16,7 @@ struct StandIn {
     bool has_code = true; // for that card
     size_t memory = (size_t)4 << 30;
     long launches = 0, warps = 0, meetings = 0, barriers = 0; // that have happened; meetings of a warp
+    long graphs = 0, instantiations = 0;                      // graphs launched
     size_t allocated = 0;
 };
 extern StandIn standin;
