@@ -193,9 +193,10 @@ inline void set_stage(GPT& g, int k) {
                       true);
 }
 // Experiments: what Recipe::jump and Recipe::forget ask for.
-inline void set_jump(GPT& g, const Jump& jump, int64_t step) {
+inline bool set_jump(GPT& g, const Jump& jump, int64_t step) { // does it?
     bool now = step >= jump.step && step < (int64_t)jump.step + jump.count;
     for (TransformerBlock& b : g.blocks) b.attn_qkv.jump = b.mlp_fc.jump = now ? ldexpf(1, jump.log2) : 1;
+    return now;
 }
 inline void forget_scales(GPT& g) {
     fill_zero(g.history, sizeof(float) * g.all_delayed * g.history_len);

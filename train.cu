@@ -155,6 +155,8 @@ static ArmEnd train_arm(Trainer& run, size_t i, int64_t seed, const NewestCheckp
     };
     // What a step found is told while a GPU does the next one, unless something waits for it.
     Later<StepResult> results;
+    Graph graph;
+    std::pair launched(-1, false); // stage and jump of the last step
     int64_t asked = 0; // the step whose result is on its way
     double lr = 0;     // its
     Stopwatch watch;
@@ -176,7 +178,7 @@ static ArmEnd train_arm(Trainer& run, size_t i, int64_t seed, const NewestCheckp
         if (!asked) watch = {};
         if (g.stage + 1 < (int)stages.size() && stages[g.stage + 1].from == step) set_stage(g, g.stage + 1);
         const Recipe& recipe = stages[g.stage].recipe;
-        set_jump(g, recipe.jump, step);
+        std::pair launches(g.stage, set_jump(g, recipe.jump, step));
         if (recipe.forget == step) forget_scales(g);
         bool measures = o.stats_every && (step - 1) % o.stats_every == 0;
         TensorRows rows;
@@ -185,13 +187,16 @@ static ArmEnd train_arm(Trainer& run, size_t i, int64_t seed, const NewestCheckp
             watch_dump(g, run.dump, run.dir + "/" + safe_name(arm) + format("-s%lld-", (long long)seed) +
                        safe_name(run.dump.layer + "." + run.dump.operand) +
                        format("-%06lld.safetensors", (long long)step));
-        backward(step, [&] {
-            if (measures) write_stats(g, rows, *run.log, arm, seed, step);
-            for_each_operand(g, [](auto&, auto, Quantizer& q) { q.watch = nullptr; });
-        });
-        measure_norm(g, o.grad_clip, recipe.loss_scale);
         double now = learning_rate(o, recipe, step);
-        update(g, step, now, o.weight_decay);
+        bool watched = measures || run.dump.step == step, is_new = std::exchange(launched, launches) != launches;
+        graph.run(watched || is_new, [&] {
+            backward(step, [&] {
+                if (measures) write_stats(g, rows, *run.log, arm, seed, step);
+                if (watched) for_each_operand(g, [](auto&, auto, Quantizer& q) { q.watch = nullptr; });
+            });
+            measure_norm(g, o.grad_clip, recipe.loss_scale);
+            update(g, step, now, o.weight_decay);
+        });
         results.ask(g.result);
         if (asked && !tell(step)) break;
         asked = step, lr = now;

@@ -66,7 +66,10 @@ inline int bench(const Options& o, const std::string& device) {
     double peak = peak_flops(device);
     Config config = {o.layers, o.heads, o.channels, o.seq_len, o.vocab ? o.vocab : 256};
     std::vector<GPT> models(o.arms.size());
-    std::vector<std::vector<double>> ms(o.arms.size());
+    std::vector<Graph> graphs(models.size());
+    struct Times { std::vector<double> ms[2], host[2]; }; // of steps, launch by launch or as graphs
+    std::vector<Times> times(models.size());
+    int graph_too = machine.gpu && !machine.profile && !machine.debug;
     for (size_t i = 0; i < models.size(); i++) {
         GPT& g = models[i];
         allocate(g, config, Use::training, o.batch_size, o.seq_len, stages_of(o.arms[i], o, config.layers));
@@ -81,47 +84,69 @@ inline int bench(const Options& o, const std::string& device) {
         set_tokens(g, Batches(*data, g.B, g.T, false, 0), inputs, targets);
     }
     int N = o.batch_size * o.seq_len;
+    Later<StepResult> results;
+    auto run = [&](size_t i, int64_t t, bool as_graph) { // ms of a step, and of the host until it is launched
+        GPT& g = models[i];
+        accumulator = g.stages[0].recipe.accum;
+        Stopwatch watch;
+        double launched = 0, first = 0;
+        for (int k = 0; k <= machine.gpu; k++) { // a GPU's second: as in training, it is launched during the first
+            Stopwatch host;
+            graphs[i].run(!as_graph, [&] {
+                for (int micro = 0; micro < o.grad_accum; micro++) {
+                    g.pass = {true, 1, (uint64_t)t, (uint64_t)micro};
+                    gpt_loss(g, g.B, g.T, 1 / ((float)N * o.grad_accum));
+                    gpt_backward(g, g.B, g.T);
+                }
+                measure_norm(g, 1);
+                update(g, t, 1e-4, 0.1);
+            });
+            launched = host.ms(), results.ask(g.result);
+        }
+        if (machine.gpu) results.get(), first = watch.ms();
+        results.get();
+        return std::pair(watch.ms() - first, launched);
+    };
     for (int64_t step = -2; step <= o.steps; step++) {
         if (step == 1) machine.costs.clear();
-        for (size_t i = 0; i < models.size(); i++) {
-            GPT& g = models[i];
-            set_stage(g, g.stage);
-            Stopwatch watch;
-            for (int micro = 0; micro < o.grad_accum; micro++) {
-                g.pass = {true, 1, (uint64_t)(step + 3), (uint64_t)micro};
-                gpt_loss(g, g.B, g.T, 1 / ((float)N * o.grad_accum));
-                gpt_backward(g, g.B, g.T);
+        for (size_t i = 0; i < models.size(); i++)
+            for (int as_graph = 0; as_graph <= graph_too; as_graph++) {
+                auto [ms, host] = run(i, step + 3, as_graph);
+                if (step < 1) continue;
+                times[i].ms[as_graph].push_back(ms), times[i].host[as_graph].push_back(host);
             }
-            measure_norm(g, 1);
-            update(g, step + 3, 1e-4, 0.1);
-            synchronize("update");
-            if (step >= 1) ms[i].push_back(watch.ms());
-        }
     }
     for (size_t i = 0; i < models.size(); i++) {
         GPT& g = models[i];
-        std::vector<double> ratios;
-        for (size_t k = 0; k < ms[i].size(); k++) ratios.push_back(ms[i][k] / ms[0][k]);
-        double step_ms = median(ms[i]), rate = (double)N * o.grad_accum / step_ms * 1e3, params = 0;
+        std::vector<double> ratios, &ms = times[i].ms[graph_too], &first = times[0].ms[graph_too];
+        for (size_t k = 0; k < ms.size(); k++) ratios.push_back(ms[k] / first[k]);
+        double step_ms = median(ms), rate = (double)N * o.grad_accum / step_ms * 1e3, params = 0;
         for_each_param(g, [&](const std::string&, Param& p) { params += p.size(); });
         double flops = (6 * params + 6.0 * config.layers * config.channels * g.T) * rate; // as llm.c counts
         rusage usage;
         getrusage(RUSAGE_SELF, &usage);
         const std::string& name = o.arms[i].text;
+        double plain = median(times[i].ms[0]), host = median(times[i].host[graph_too]);
+        std::string how = emulation(g.stages).empty() ? "" : " emulated";
+        if (machine.gpu) how += format(" graphs=%s host_ms=%.2f", graphs[i].used ? "yes" : "no", host);
+        if (graphs[i].used) how += format(" without_ms=%.2f", plain);
         if (o.json)
             result(Json(Json::Object).set("recipe", name).set("model", o.model).set("device", device)
                 .set("ms_per_step", step_ms).set("tokens_per_second", rate).set("tflops", flops / 1e12)
-                .set("mfu", peak ? Json(flops / peak) : Json()).set("of_first", median(ratios)).set("uplift", 1 / median(ratios))
-                .set("emulated", !emulation(g.stages).empty()).set("arena_mb", g.arena.used / 1e6)
+                .set("mfu", peak ? Json(flops / peak) : Json()).set("of_first", median(ratios))
+                .set("uplift", 1 / median(ratios))
+                .set("emulated", !emulation(g.stages).empty()).set("graphs", graphs[i].used)
+                .set("ms_without_graphs", plain).set("ms_of_host", host).set("arena_mb", g.arena.used / 1e6)
                 .set("peak_rss_mb", usage.ru_maxrss / 1024.0).dump());
         else
             result(format("bench recipe=%s model=%s batch=%d seq_len=%d ms/step=%.2f tok/s=%.0f GFLOP/s=%.1f%s "
                           "of_first=%.3f%s arena_MB=%.0f peak_MB=%.0f", name.c_str(), o.model.c_str(), g.B, g.T, step_ms,
                           rate, flops / 1e9, peak ? format(" MFU=%.1f%%", 100 * flops / peak).c_str() : "", median(ratios),
-                          emulation(g.stages).empty() ? "" : " emulated", g.arena.used / 1e6, usage.ru_maxrss / 1024.0));
+                          how.c_str(), g.arena.used / 1e6, usage.ru_maxrss / 1024.0));
         release(g);
     }
-    note("%s; median of %lld steps; of_first: of step times against the first recipe's, which took turns",
-         device.c_str(), (long long)o.steps);
+    const char* more = "; host_ms: until the host has launched a step; without_ms: launch by launch, not as graphs";
+    note("%s; median of %lld steps; of_first: of step times against the first recipe's, which took turns%s",
+         device.c_str(), (long long)o.steps, machine.gpu ? more : "");
     return 0;
 }

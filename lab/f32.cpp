@@ -5,6 +5,7 @@
 #include "ops/matmul_cpu.h"
 #include "run/error.h"
 #include "run/random.h"
+#include "run/screen.h"
 #include <algorithm>
 #include <array>
 #include <cfloat>

@@ -1,6 +1,7 @@
 // What every command does with a model: load it, feed it batches, evaluate it, look at it.
 #pragma once
 #include "model.cuh"
+#include "ops/graph.cuh"
 #include "run/checkpoint.h"
 #include "run/data.h"
 #include "run/log.h"

@@ -1,5 +1,6 @@
 // What device.cuh promises, in CUDA's words or, in a build without GPU code, in the CPU's.
-#include "ops/device.cuh"
+#include "ops/graph.cuh"
+#include "run/screen.h"
 #include <algorithm>
 #include <cstring>
 #include <sys/mman.h>
@@ -125,20 +126,56 @@ void Pinned::fetch(int i, const void* from, size_t bytes) {
                "result");
     mark(i);
 }
+constexpr size_t STAGING = 16 << 20; // a half: one fills while the other's copies may still be on their way
+struct Staging : Pinned {
+    size_t used = 0;
+    int i = 0; // the half that fills
+    void turn() { need(2 * STAGING), mark(i), i ^= 1, used = 0, wait(i); }
+};
+static Staging& staging = *new Staging; // left to the end of the process, which may come after the driver's
 void upload(void* to, const void* from, size_t bytes) {
     if (!machine.gpu) return (void)memcpy(to, from, bytes);
-    constexpr size_t STAGING = 16 << 20; // a half: one fills while the other's copies may still be on their way
-    static auto& staging = *new Pinned; // left to the end of the process, which may come after the driver's
-    static size_t used = 0;
-    static int half = 0;
+    Staging& s = staging;
     if (bytes > STAGING) fail("upload: %zu bytes; it takes %zu at most", bytes, STAGING);
-    staging.need(2 * STAGING);
-    if (used + bytes > STAGING) staging.mark(half), half ^= 1, used = 0, staging.wait(half);
-    char* at = staging.memory + half * STAGING + used;
-    memcpy(at, from, bytes), used += (bytes + 255) / 256 * 256;
+    s.need(2 * STAGING);
+    if (s.used + bytes > STAGING && machine.recording) fail("a step's uploads take more than %zu bytes", STAGING);
+    if (s.used + bytes > STAGING) s.turn();
+    char* at = s.memory + s.i * STAGING + s.used;
+    memcpy(at, from, bytes), s.used += (bytes + 255) / 256 * 256;
     cuda_check(cudaMemcpyAsync(to, at, bytes, cudaMemcpyHostToDevice, (cudaStream_t)machine.stream), "upload");
 }
+
+Graph::~Graph() {
+    if (exec) cudaGraphExecDestroy((cudaGraphExec_t)exec);
+}
+bool Graph::launched(const std::function<void()>& work) {
+    cudaStream_t s = (cudaStream_t)machine.stream;
+    cudaGraph_t graph = nullptr;
+    staging.turn(); // room for a step's uploads, because nothing can be waited for
+    cuda_check(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal), "graph");
+    machine.recording = true;
+    try {
+        work();
+    } catch (const std::exception& e) { refused = e.what(); }
+    machine.recording = false;
+    cudaError_t ended = cudaStreamEndCapture(s, &graph);
+    if (ended != cudaSuccess && refused.empty()) refused = cudaGetErrorString(ended);
+    if (refused.empty()) {
+        cudaGraphExecUpdateResultInfo how;
+        auto e = (cudaGraphExec_t)exec;
+        if (e && cudaGraphExecUpdate(e, graph, &how) != cudaSuccess) // other launches than the last time
+            cudaGraphExecDestroy(std::exchange(e, nullptr));
+        if (!e) cuda_check(cudaGraphInstantiate(&e, graph, 0), "graph");
+        exec = e;
+        cuda_check(cudaGraphLaunch(e, s), "graph (DEBUG=1 tells which operation)");
+    }
+    if (graph) cudaGraphDestroy(graph);
+    cudaGetLastError(); // forget it
+    return refused.empty();
+}
 #else // nobody asks for them
+Graph::~Graph() {}
+bool Graph::launched(const std::function<void()>&) { return false; }
 Pinned::~Pinned() {}
 void Pinned::need(size_t) {}
 void Pinned::mark(int) {}
@@ -146,3 +183,10 @@ void Pinned::wait(int) {}
 void Pinned::fetch(int, const void*, size_t) {}
 void upload(void* to, const void* from, size_t bytes) { memcpy(to, from, bytes); }
 #endif
+void Graph::run(bool plain, const std::function<void()>& work) {
+    bool tries = machine.gpu && !plain && !machine.debug && !machine.profile && refused.empty();
+    used = tries && launched(work);
+    if (used) return;
+    work();
+    if (tries) note("steps are launched operation by operation: %s", refused.c_str());
+}

@@ -159,6 +159,7 @@ struct Machine {
     bool debug = false;     // wait for every launch, so that an error names its op (DEBUG=1)
     Kernels kernels = Kernels::fast;
     bool profile = false;
+    bool recording = false; // what is launched becomes part of a graph (graph.cuh), and nothing may be waited for
     long launches = 0;
     struct Cost { long calls = 0; double seconds = 0, bytes = 0, flops = 0; };
     std::map<std::string, Cost> costs; // by op, filled when profiling

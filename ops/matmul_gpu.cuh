@@ -210,6 +210,7 @@ inline void lt_make(LtPlan& plan, const LtProblem& p, const LtPointers& q) {
     plan.algo = best.algo;
 }
 inline LtPlan& lt_plan(const LtProblem& p, const LtPointers& q) {
+    if (machine.recording && !lt.plans.count(p)) fail("no algorithm has been looked for: %s", lt_text(p).c_str());
     auto [at, is_new] = lt.plans.try_emplace(p);
     LtPlan& plan = at->second;
     if (is_new && !lt.unchecked) plan.refused = lt_refusal(p, lt.cc, cublasLtGetVersion());
