@@ -126,8 +126,7 @@ void Pinned::fetch(int i, const void* from, size_t bytes) {
                "result");
     mark(i);
 }
-constexpr size_t STAGING = 16 << 20; // a half: one fills while the other's copies may still be on their way
-struct Staging : Pinned {
+struct Staging : Pinned { // a half fills while the other's copies may still be on their way
     size_t used = 0;
     int i = 0; // the half that fills
     void turn() { need(2 * STAGING), mark(i), i ^= 1, used = 0, wait(i); }

@@ -14,6 +14,7 @@
 #include <cstdlib>
 #include <map>
 #include <string>
+#include <utility>
 
 constexpr int LANES = 32;
 
@@ -194,8 +195,9 @@ void fill_zero(void* to, size_t bytes);
 
 // --- 3. small things between the CPU and its GPU, without waiting ------------------------------------------------
 // Both ways go through pinned memory, because from any other the driver copies in its own time.
+constexpr size_t STAGING = 16 << 20;
 // *to (device) = *from (host), before what is launched from now on; `from` may change as soon as this returns. At most
-// 16 MB.
+// STAGING bytes.
 void upload(void* to, const void* from, size_t bytes);
 
 struct Pinned { // two halves of pinned memory, and when the last copy of each was made

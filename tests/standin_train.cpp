@@ -1,5 +1,5 @@
 // Whole runs of ./train on a GPU: what its loop makes of graphs, stages, evaluations and resumed runs.
-#include "cublasLt.h"
+#include "ops/matmul_gpu.cuh"
 #include "program.h"
 #include "standin.h"
 #define main train_main
