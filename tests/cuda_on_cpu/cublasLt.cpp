@@ -50,6 +50,8 @@ const char* name(cudaDataType t) { return format_of(t).name; }
 bool fp8(cudaDataType t) { return t == CUDA_R_8F_E4M3 || t == CUDA_R_8F_E5M2; }
 bool fp4(cudaDataType t) { return t == CUDA_R_4F_E2M1; }
 bool narrow(cudaDataType t) { return fp8(t) || fp4(t); }
+constexpr int VEC128 = CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F, BLK128 = CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
+bool by_128(int mode) { return mode == VEC128 || mode == BLK128; }
 bool aligned(const void* p, size_t to) { return (uintptr_t)p % to == 0; }
 int family() { return standin.cc == 89 ? 89 : standin.cc / 10 * 10; }
 
@@ -104,13 +106,16 @@ cublasStatus_t check(const LtMatmulDesc& op, const LtLayout& a, const LtLayout& 
             return refuse(UNSUPPORTED, "scale mode %d of %c is not for %s", mode, which, name(l->type));
         bool block =
             mode == CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3 || mode == CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0;
-        if (mode != CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F && !block)
+        if (mode != CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F && !block && !by_128(mode))
             return refuse(UNSUPPORTED, "scale mode %d of %c is not known here", mode, which);
-        if (block && family() < 100) return refuse(UNSUPPORTED, "sm_%d has no scale mode %d", standin.cc, mode);
-        if (block && !scale) return refuse(INVALID, "scale mode %d of %c wants a scale pointer", mode, which);
+        if (by_128(mode) ? family() != 90 : block && family() < 100)
+            return refuse(UNSUPPORTED, "sm_%d has no scale mode %d", standin.cc, mode);
+        if (mode && !scale) return refuse(INVALID, "scale mode %d of %c wants a scale pointer", mode, which);
         if (!aligned(scale, 16)) return refuse(INVALID, "the scale of %c is not aligned to 16 bytes", which);
     }
-    if (op.mode_a != op.mode_b) return refuse(UNSUPPORTED, "scale modes %d and %d do not mix", op.mode_a, op.mode_b);
+    bool blocks_of_128 = by_128(op.mode_a) && by_128(op.mode_b);
+    if (blocks_of_128 ? op.mode_a == BLK128 && op.mode_b == BLK128 : op.mode_a != op.mode_b)
+        return refuse(UNSUPPORTED, "scale modes %d and %d do not mix", op.mode_a, op.mode_b);
     if (op.scale_d || op.amax_d)
         return refuse(UNSUPPORTED, "a scale or an amax of D, whose type %s has none", name(d.type));
     if (op.scale_c) return refuse(UNSUPPORTED, "a scale of C");
@@ -122,6 +127,8 @@ cublasStatus_t check(const LtMatmulDesc& op, const LtLayout& a, const LtLayout& 
     if (both_narrow) {
         uint64_t by = fp4(a.type) ? 32 : 16;
         if (m % 16) return refuse(UNSUPPORTED, "m = %llu must be divisible by 16", (unsigned long long)m);
+        if (blocks_of_128 && n % 8)
+            return refuse(UNSUPPORTED, "n = %llu must be divisible by 8", (unsigned long long)n);
         if (tb && n % 16) return refuse(UNSUPPORTED, "n = %llu must be divisible by 16", (unsigned long long)n);
         if (k % by) return refuse(UNSUPPORTED, "k = %llu must be divisible by %d", (unsigned long long)k, (int)by);
         if (a.ld % by) return refuse(UNSUPPORTED, "lda = %lld must be divisible by %d", (long long)a.ld, (int)by);
@@ -183,6 +190,23 @@ std::vector<double> rows_of(const void* data, const LtLayout& l, bool k_down, ui
     for (uint64_t o = 0; o < outer; o++)
         for (uint64_t i = 0; i < k; i++) x[o * k + i] = element(data, l.type, k_down ? o * l.ld + i : i * l.ld + o);
     if (mode == CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F) return x;
+    if (by_128(mode)) { // M or N along memory for rows of 128; for 128 x 128 K, in lines of a multiple of 4
+        uint64_t KB = (k + 127) / 128, lines = mode == VEC128 ? KB : (outer + 127) / 128;
+        uint64_t used = mode == VEC128 ? outer : KB, length = (used + 3) / 4 * 4;
+        bool confused = which == 'B' && standin_lt.b_is_k_major;
+        for (uint64_t at = 0; at < lines * length; at++) {
+            float s = ((const float*)scale)[at];
+            uint64_t line = at / length, in = at % length;
+            if (in >= used && s != 0)
+                fail("scale %llu of %c is padding and not zero but %g", (unsigned long long)at, which, s);
+            if (in >= used) continue;
+            uint64_t kb = mode == VEC128 ? line : in, o = mode == VEC128 ? in : line * 128;
+            if (confused && mode == VEC128) kb = at % KB, o = at / KB;
+            for (uint64_t r = o; r < std::min(outer, mode == VEC128 ? o + 1 : o + 128); r++)
+                for (uint64_t i = kb * 128; i < std::min(k, kb * 128 + 128); i++) x[r * k + i] *= s;
+        }
+        return x;
+    }
     uint64_t N = mode == CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3 ? 16 : 32, KB = (k + N - 1) / N;
     uint64_t wide = (KB + 3) / 4 * 4, tall = (outer + 127) / 128 * 128;
     const uint8_t* bytes = (const uint8_t*)scale;
@@ -375,7 +399,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t op, const
               (size_t)algo->data[5]};
     standin_lt.matmuls++;
     standin_lt.fast_accum = op->fast_accum, standin_lt.type_a = a->type, standin_lt.type_b = b->type;
-    standin_lt.mode_a = op->mode_a;
+    standin_lt.mode_a = op->mode_a, standin_lt.mode_b = op->mode_b;
     cudaLaunchConfig_t one = {};
     one.blockDim = dim3(32), one.stream = stream;
     cudaError_t e = launch_kernel(one, (const void*)marker, [f] {

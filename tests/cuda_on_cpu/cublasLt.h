@@ -114,9 +114,10 @@ struct StandInLt {
     long heuristics = 0, matmuls = 0; // asked for, run
     int8_t fast_accum = 0;            // of the last one run,
     int type_a = -1, type_b = -1;     // and its types,
-    int mode_a = -1;                  // and the mode of its scales
+    int mode_a = -1, mode_b = -1;     // and the modes of its scales
     bool in_vain = false;             // searches find nothing and say SUCCESS, as the library's do at times,
     bool in_vain_for_codes = false;   // or those for FP8 and FP4
+    bool b_is_k_major = false;        // it looks for B's scales of 1 x 128 elsewhere than its manual says
     double wrong_by = 1;              // what every product of codes is multiplied by: a chip that is broken
 };
 extern StandInLt standin_lt;
