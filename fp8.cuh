@@ -257,6 +257,16 @@ inline size_t code_ld(Format f, size_t K) {
     return (K + pad - 1) / pad * pad;
 }
 inline size_t scale_bytes(size_t O, size_t KB) { return machine.layout.tiled ? tiled_scale_bytes(O, KB) : O * KB; }
+HD INLINE size_t blocks(size_t n, int N) { return (n + N - 1) / N; }
+// Where FP32 numbers of O x KB blocks lie: that of row o and block kb at o * row + kb * k. So do scales of 128 on sm_90,
+// where cuBLASLt wants those of 1 x 128 by columns, and those of 128 x 128 by rows, both padded to 4 with zeros.
+struct Grid { size_t row, k, lines = 0, length = 0; }; // lines of so many, one after the other
+inline Grid scale_grid(Block b, size_t O, size_t KB) {
+    size_t OB = blocks(O, b.rows);
+    if (!machine.layout.columns) return {KB, 1, OB, KB};
+    if (b.rows == 1) return {1, (O + 3) / 4 * 4, KB, (O + 3) / 4 * 4};
+    return {(KB + 3) / 4 * 4, 1, OB, (KB + 3) / 4 * 4};
+}
 #include "ops/cast.cuh" // the loops
 inline ScaleBytes scale_bytes_of(uint8_t* scales, size_t O, size_t KB) { // about to be written
     if (scale_bytes(O, KB) > O * KB) fill_zero(scales, scale_bytes(O, KB));
@@ -308,7 +318,8 @@ inline void check_block(const char* name, Block b, int N) {
         fail("%s: blocks of %d x %d. hint: it casts 1 x %d and %d x %d", name, b.rows, b.cols, N, N, N);
 }
 
-// Float8 blocks (DeepSeek-V3, section 3.3): 1 x 128, scale_inv (O, KB), or 128 x 128, scale_inv (blocks(O, 128), KB).
+// Float8 blocks (DeepSeek-V3, section 3.3): 1 x 128, scale_inv (O, KB), or 128 x 128, scale_inv (blocks(O, 128), KB),
+// which lie as scale_grid() says.
 // Three launches, with scale_inv for scratch: amax of each block; the cast, in pieces of 32; 1 / scale.
 struct Float8Scale {
     static constexpr bool keep_nan = true;
@@ -326,13 +337,17 @@ struct Float8Scale {
 template <class T>
 void cast_float8(uint8_t* codes, float* scale_inv, const T* x, Cast c, bool transpose, int R, int C, uint64_t key = 0) {
     check_block("cast_float8", c.block, 128);
-    amax_blocks(scale_inv, x, c.block, transpose, R, C);
-    size_t OB = blocks(transpose ? C : R, c.block.rows), KB = blocks(transpose ? R : C, 128);
+    size_t O = transpose ? C : R, OB = blocks(O, c.block.rows), KB = blocks(transpose ? R : C, 128);
+    Grid at = scale_grid(c.block, O, KB);
+    amax_blocks(scale_inv, at, x, c.block, transpose, R, C);
     Float8Scale scale = {c.elem, c.pow2_scales};
-    Job<T> job = {codes, x, transpose, R, C, key, nullptr, scale_inv, c.block.rows == 1 ? 0 : 7, 2, KB};
+    Job<T> job = {codes, x, transpose, R, C, key, nullptr, scale_inv, c.block.rows == 1 ? 0 : 7, 2, at};
     cast_blocks<32, E4M3, E5M2>("cast_float8", job, scale, c);
-    for_rows("invert", 8.0 * OB * KB, OB, [=] HD(Lanes g, int o) {
-        g.map((int)KB, scale_inv + o * KB, [=](real amax) { return 1 / scale.of((float)amax); }, scale_inv + o * KB);
+    int used = (int)(at.k == 1 ? KB : OB), length = (int)at.length; // of a line
+    for_rows("invert", 8.0 * OB * KB, at.lines, [=] HD(Lanes g, int i) {
+        float* line = scale_inv + (size_t)i * length;
+        g.map(used, line, [=](real amax) { return 1 / scale.of((float)amax); }, line);
+        g.each(length - used, [=](int k) { line[used + k] = 0; });
     });
 }
 
@@ -352,8 +367,8 @@ template <class T>
 void cast_nvfp4(uint8_t* codes, uint8_t* scales, float* amax_tensor, float* scratch, const T* x, Cast c, bool transpose,
                 int R, int C, uint64_t key = 0) {
     check_block("cast_nvfp4", c.block, 16);
-    amax_blocks(scratch, x, c.block, transpose, R, C);
     size_t OB = blocks(transpose ? C : R, c.block.rows), KB = blocks(transpose ? R : C, 16);
+    amax_blocks(scratch, {KB, 1}, x, c.block, transpose, R, C);
     for_rows("zero", 4, 1, [=] HD(Lanes g, int) {
         if (g.first()) *amax_tensor = 0;
     });
@@ -362,7 +377,7 @@ void cast_nvfp4(uint8_t* codes, uint8_t* scales, float* amax_tensor, float* scra
         record_max(g, amax_tensor, (float)m);
     });
     ScaleBytes to = scale_bytes_of(scales, transpose ? C : R, KB);
-    Job<T> job = {codes, x, transpose, R, C, key, nullptr, scratch, c.block.rows == 1 ? 0 : 4, 0, KB};
+    Job<T> job = {codes, x, transpose, R, C, key, nullptr, scratch, c.block.rows == 1 ? 0 : 4, 0, {KB, 1}};
     cast_blocks<16, E2M1>("cast_nvfp4", job, Nvfp4Scale{to, amax_tensor, 1}, c);
 }
 

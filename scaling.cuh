@@ -376,8 +376,9 @@ struct Quantizer {
         size_t codes = O * code_bytes(cast.elem, code_ld(cast.elem, K));
         if (is_per_tensor(cast)) return {codes};
         size_t KB = blocks(K, cast.block.cols), tiles = blocks(O, cast.block.rows) * KB;
-        bool byte_scales = kind_of(cast).scales != Elem::f32;
-        return {codes, byte_scales ? scale_bytes(O, KB) : 4 * tiles, byte_scales ? 4 * tiles : 0};
+        Grid floats = scale_grid(cast.block, O, KB);
+        if (kind_of(cast).scales == Elem::f32) return {codes, 4 * floats.lines * floats.length};
+        return {codes, scale_bytes(O, KB), 4 * tiles};
     }
 };
 
@@ -404,6 +405,8 @@ inline Operand operand_of(const Tensor& t, Along k) {
     o.scale_rows = bytes ? 1 : c.block.rows, o.scale_values = bytes ? values_of(o.scale_elem).floats : nullptr;
     o.factor = c.scaling == Scaling::nvfp4 ? &copy.factors->amax : nullptr;
     o.swizzled &= bytes, o.exact = bytes || c.pow2_scales;
+    Grid floats = scale_grid(c.block, k == Along::cols ? t.rows : t.cols, o.ld_scales);
+    if (!bytes) o.ld_scales = floats.row, o.scale_step = floats.k;
     return o;
 }
 

@@ -31,7 +31,8 @@ inline GemmKind gemm_kind(const GemmCasts& g) {
     auto side = [](const Cast& c) {
         bool blocks = c.block.cols > 0;
         return GemmSide{elem_of(c.elem), blocks ? kind_of(c).scales : Elem::f32, c.block.cols,
-                        !blocks || kind_of(c).scales != Elem::f32 || c.pow2_scales};
+                        !blocks || kind_of(c).scales != Elem::f32 || c.pow2_scales,
+                        blocks && kind_of(c).scales == Elem::f32 ? c.block.rows : 1};
     };
     return {side(g.a), side(g.b)};
 }
@@ -47,7 +48,7 @@ inline std::vector<GemmKind> gemm_kinds(const std::vector<RecipeStage>& stages) 
 inline std::string how_on_card(const Recipe& r, int gemm, int cc) {
     GemmCasts g = gemm_casts(r, gemm);
     std::string how = how_multiplied(gemm_kind(g), cc, g.a_name, g.b_name);
-    bool fast = gemm == 0 && r.fast_accum && how.starts_with("native FP8") && has_fast_accum(cc);
+    bool fast = gemm == 0 && r.fast_accum && is_per_tensor(r.x) && how.starts_with("native FP8") && has_fast_accum(cc);
     return fast ? how + ", fast accumulation" : how;
 }
 // Why GEMMs of a recipe are emulated on this machine; "" if none is. Emulated: the very codes and scales are made, and

@@ -10,7 +10,7 @@
 // known); K products and at most K / 16 sums are each cut once by 2^-13 of at most S = sum |a b|.
 // Most values are positive, so that sums are near S and a scale that is found in a wrong place shows.
 inline std::string native_check(GemmKind kind) {
-    constexpr int M = 40, N = 192, K = 160; // more than one tile of scales in rows, and blocks that fill none
+    constexpr int M = 40, N = 192, K = 160; // more than one tile of scales in rows, and blocks that fill none, or half
     struct Side {
         std::vector<uint8_t> codes, scales;
         std::vector<float> values = {}; // (rows, K)
@@ -26,14 +26,17 @@ inline std::string native_check(GemmKind kind) {
     };
     for (int i = 0; i < 2; i++) {
         Side& s = side[i];
-        auto [elem, scale, block, exact] = i ? kind.b : kind.a;
+        auto [elem, scale, block, exact, tall] = i ? kind.b : kind.a;
         Format f = format_of(elem);
-        int rows = i ? N : M, KB = block ? K / block : 0;
-        s.codes.resize(code_bytes(f, (size_t)rows * K)), s.scales.resize(tiled_scale_bytes(rows, KB));
+        int rows = i ? N : M, KB = block ? (int)blocks(K, block) : 0;
+        Grid at = block == 128 ? scale_grid({tall, block}, rows, KB) : Grid{(size_t)KB, 1};
+        s.codes.resize(code_bytes(f, (size_t)rows * K));
+        s.scales.resize(block == 128 ? 4 * at.lines * at.length : tiled_scale_bytes(rows, KB));
         s.o = codes_of(s.codes.data(), f, true, K);
         if (block) {
-            s.o.scales = s.scales.data(), s.o.scale_elem = scale, s.o.block = block, s.o.ld_scales = KB;
-            s.o.swizzled = machine.layout.tiled;
+            s.o.scales = s.scales.data(), s.o.scale_elem = scale, s.o.block = block, s.o.scale_rows = tall;
+            s.o.ld_scales = at.row, s.o.scale_step = at.k, s.o.exact = exact;
+            s.o.swizzled = machine.layout.tiled && block < 128;
         }
         for (size_t at = 0; at < (size_t)rows * K; at++) {
             uint32_t code = encode(f, f.max * 0x1p-16f * (float)(int)(hash() % 0x10000) * (hash() % 8 ? 1 : -1));
@@ -41,15 +44,17 @@ inline std::string native_check(GemmKind kind) {
         }
         for (int r = 0; r < rows; r++)
             for (int kb = 0; kb < KB; kb++) {
-                float v = exp2i((int)(hash() % 5) - 2) * (1 + (scale == Elem::e4m3 ? 0.125f * (float)(hash() % 8) : 0));
-                size_t at = s.o.swizzled ? tiled_scale(r, kb, KB) : (size_t)r * KB + kb;
-                s.scales[at] = (uint8_t)encode(format_of(scale), v);
+                bool mantissa = scale == Elem::e4m3 || !exact;
+                float v = exp2i((int)(hash() % 5) - 2) * (mantissa ? 1 + 0.125f * (float)(hash() % 8) : 1);
+                size_t to = s.o.swizzled ? tiled_scale(r, kb, KB) : r / tall * at.row + kb * at.k;
+                if (block == 128) ((float*)s.scales.data())[to] = v;
+                else s.scales[to] = (uint8_t)encode(format_of(scale), v);
             }
         for (int r = 0; r < rows; r++)
             for (int k = 0; k < K; k++) s.values.push_back((float)fetch(s.o, r, k));
         s.o.data = upload(s.codes.data(), s.codes.size());
         if (block) s.o.scales = upload(s.scales.data(), s.scales.size());
-        if (scale != Elem::e8m0) s.o.factor = (const float*)upload(s.factor, 16);
+        if (scale != Elem::e8m0 && block != 128) s.o.factor = (const float*)upload(s.factor, 16);
     }
     double factor = is_fp4(kind) ? 1.25 * 1.25 / (2688.0 * 2688) : side[0].o.factor ? 1.25 * 1.25 : 1;
     float unit = (float)factor * format_of(kind.a.elem).max * format_of(kind.b.elem).max; // about a product

@@ -11,8 +11,6 @@
 #include "ops/cast_cpu.h"
 #include "ops/lanes.cuh"
 
-HD INLINE size_t blocks(size_t n, int N) { return (n + N - 1) / N; }
-
 // |x|, for the verbs
 struct Magnitude { HD INLINE real operator()(real x) const { return x < 0 ? -x : x; } };
 // *to = the larger of *to and the group's m, lanes' own each >= 0, whatever the order of the callers.
@@ -32,9 +30,9 @@ template <class T> struct Job {
     int R, C;
     uint64_t key;
     float* record = nullptr;      // records the largest amax of a block, NaN left out, unless null
-    const float* known = nullptr; // amax of block kb of row o at [(o >> rows) * KB + (kb >> pieces)], if found before
+    const float* known = nullptr; // amax of block kb of row o, if found before: that of (o >> rows, kb >> pieces) in at
     int rows = 0, pieces = 0;
-    size_t KB = 0;
+    Grid at = {};
     size_t row_bytes = 0; // from one row of codes to the next
     HD int O() const { return transpose ? C : R; }
     HD int K() const { return transpose ? R : C; }
@@ -64,7 +62,7 @@ HD INLINE uint32_t scale_blocks(float* m, uint32_t* amax, const uint32_t* o, con
                                 const Job<T>& job, const Scale& scale) {
     uint32_t code[W], largest = 0;
     for (int w = 0; job.known && w < count; w++)
-        amax[w] = bits_as<uint32_t>(job.known[(o[w] >> job.rows) * job.KB + (kb[w] >> job.pieces)]);
+        amax[w] = bits_as<uint32_t>(job.known[(o[w] >> job.rows) * job.at.row + (kb[w] >> job.pieces) * job.at.k]);
     for (int w = 0; w < W; w++) {
         Scaled s = scale(bits_as<float>(amax[w]));
         code[w] = s.code, m[w] = s.multiplier;
@@ -226,8 +224,8 @@ void cast_blocks(const char* name, Job<T> job, Scale scale, Cast c) {
     });
 }
 
-// amax (blocks(O, b.rows), blocks(K, b.cols)), NaN kept, of blocks of 1 x N or N x N, N 16 or 128: for casts that must
-// know it before. A launch row takes h x 128 of x: down the columns, then pairwise across each w neighbours.
+// amax (blocks(O, b.rows), blocks(K, b.cols)), which lie as `at` says, NaN kept, of blocks of 1 x N or N x N, N 16 or
+// 128: for casts that must know it before. A launch row takes h x 128 of x: down the columns, then pairwise across each w neighbours.
 template <int W, class T> // a lane has W of the columns: 4, the host's all
 HD INLINE void amax_strip(float* amax, size_t step, const T* x, int h, int w, int cols, size_t ld) {
     int first = W == STRIDE ? 0 : thread_index() % LANES * W;
@@ -254,13 +252,13 @@ HD INLINE void amax_strip(float* amax, size_t step, const T* x, int h, int w, in
     for (int i = 0; i < n && first % w == 0; i++)
         if (first + i * w < cols) amax[(first / w + i) * step] = from_bits<T>(m[i]);
 }
-template <class T> void amax_blocks(float* amax, const T* x, Block b, bool transpose, int R, int C) {
+template <class T> void amax_blocks(float* amax, Grid at, const T* x, Block b, bool transpose, int R, int C) {
     int h = transpose ? b.cols : b.rows, w = transpose ? b.rows : b.cols;
-    size_t KB = blocks(transpose ? R : C, b.cols), across = column_groups(C), step = transpose ? KB : 1;
+    size_t across = column_groups(C), down = transpose ? at.k : at.row, step = transpose ? at.row : at.k;
     for_rows("amax_blocks", (double)R * C * sizeof(T), blocks(R, h) * across, [=] HD(Lanes, int i) {
         int r = (int)(i / across), c = (int)(i % across) * STRIDE;
         int rows = R - r * h < h ? R - r * h : h, cols = C - c < STRIDE ? C - c : STRIDE;
-        float* to = amax + (transpose ? c / w * KB + r : r * KB + c / w);
+        float* to = amax + r * down + c / w * step;
         const T* from = x + (size_t)r * h * C + c;
         on_device() ? amax_strip<4>(to, step, from, rows, w, cols, C)
                     : amax_strip<STRIDE>(to, step, from, rows, w, cols, C);

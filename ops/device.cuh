@@ -150,6 +150,7 @@ struct Layout {
     int pad = 1;             // rows of codes are as long as the next multiple of so many elements, with zeros
     bool transposes = false; // codes are contiguous along every contraction; else one copy serves two GEMMs, by strides
     bool tiled = false;      // byte scales lie as tiled_scale() says
+    bool columns = false;    // FP32 scales of blocks as scale_grid() does for sm_90
 };
 struct Machine {
     bool gpu = false;
@@ -183,8 +184,10 @@ inline void cuda_check(cudaError_t e, const char* what) {
 bool has_gpu_code(); // does this build?
 // The first GPU, or why there is none to use. A chip that nobody has heard of is an error.
 Card find_card(std::string& why_not);
-// As cuBLASLt reads them: FP8 along K alone but on 10.x, block scales in tiles.
-inline Layout layout_for(int cc) { return {.pad = 32, .transposes = cc / 10 != 10, .tiled = cc >= 100}; }
+// As cuBLASLt reads them: FP8 along K alone but on 10.x, block scales in tiles, on 9.0 FP32 ones by columns.
+inline Layout layout_for(int cc) {
+    return {.pad = 32, .transposes = cc / 10 != 10, .tiled = cc >= 100, .columns = cc == 90};
+}
 void use_gpu(const Card& c); // from now on everything runs on that card
 void synchronize(const char* what); // the host waits for it; errors carry what is said here
 

@@ -7,7 +7,7 @@
 // Scales of blocks are applied to elements, which BF16 then holds exactly (fp8.cuh, section 6); scales of a whole
 // tensor to the finished sum: out = ((sum * scale_inv_a) * scale_inv_b) + bias, and for two NVFP4 operands, whose
 // tensor scales are amaxes, sum * (amax_a * amax_b / (36 * 448^2)). Scales that BF16 cannot take (FP32 ones that are
-// no powers of two) multiply the sum of each block instead, and only the row function does that.
+// no powers of two) multiply the sum of each block instead, and only the row function and sm_90 do that.
 #pragma once
 #include "fp8.cuh"
 #include "ops/hardware.h"
@@ -61,7 +61,7 @@ inline Operand codes_of(const uint8_t* codes, Format f, bool along_rows, size_t 
 }
 
 HD INLINE float block_scale(const Operand& o, size_t row, size_t k) {
-    size_t i = row / o.scale_rows * o.ld_scales + k / o.block;
+    size_t i = row / o.scale_rows * o.ld_scales + k / o.block * o.scale_step;
     if (o.swizzled) i = tiled_scale(row, k / o.block, o.ld_scales);
     if (o.scale_elem == Elem::f32) return ((const float*)o.scales)[i];
     return decode(format_of(o.scale_elem), ((const uint8_t*)o.scales)[i]);

@@ -33,7 +33,8 @@ struct Operand {
     Elem scale_elem = Elem::f32;         // or e8m0 or e4m3: a byte each
     const float* scale_values = nullptr; // of the 256 codes of a byte scale
     int block = 0, scale_rows = 1;       // elements along k (a multiple of 16) and rows (1, or one too) of a scale
-    size_t ld_scales = 0;
+    // From one row of scales, and one block, to the next; the second is 1 but on a GPU.
+    size_t ld_scales = 0, scale_step = 1;
     bool swizzled = false; // byte scales lie in tiles, as cuBLASLt reads them (tiled_scale() in fp8.cuh); on a GPU only
     const float* factor = nullptr; // of the whole operand: the caller folds it into scale_a or scale_b; not read here
     bool exact = true;             // values times scales are; else scales multiply sums of blocks, which is not done here

@@ -10,7 +10,8 @@
 //
 // On a GPU codes come contiguous along k (on sm_100 those with one scale may not), ld a multiple of 32, zeros beyond K
 // up to ld, so that K is rounded up for nothing; data aligned to 256 bytes, `factor` to 16; byte scales of sm_100 and
-// later in tiles (`swizzled`), padded with zeros. What comes otherwise, an odd vocabulary say, is decoded to BF16.
+// later in tiles (`swizzled`), padded with zeros, FP32 ones of sm_90 as scale_grid() says. What comes otherwise, an odd
+// vocabulary say, is decoded to BF16.
 #pragma once
 #include "ops/matmul.cuh"
 #include "run/screen.h"
@@ -24,7 +25,7 @@ struct LtProblem {
     Elem a, b, d;
     bool a_along, b_along; // contiguous along k: op(A) = A^T, op(B) = B
     int64_t lda, ldb, ldd;
-    int scale_mode = -1; // of A and B; -1: none
+    int mode_a = -1, mode_b = -1; // of scales; -1: none
     bool scales = false, device_alpha = false, bias = false, fast_accum = false;
     unsigned align_a = 256, align_b = 256, align_d = 256, align_scales = 256, align_bias = 256;
     auto operator<=>(const LtProblem&) const = default;
@@ -65,6 +66,9 @@ struct Lt {
 inline Lt lt;
 constexpr size_t LT_SCALARS = 4096; // 16 bytes each: beta 0, beta 1, then alphas, by turns: GEMMs may overlap
 
+constexpr int SCALAR = CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F, VEC16 = CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3,
+              VEC32 = CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0, VEC128 = CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F,
+              BLK128 = CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
 inline cudaDataType_t lt_type(Elem e) {
     return e == Elem::f32    ? CUDA_R_32F
            : e == Elem::e4m3 ? CUDA_R_8F_E4M3
@@ -79,7 +83,7 @@ inline std::string lt_text(const LtProblem& p) {
     return format("m %lld n %lld k %lld", (long long)p.m, (long long)p.n, (long long)p.k) +
            side('A', p.a, "NT"[p.a_along], p.lda) + side('B', p.b, "TN"[p.b_along], p.ldb) +
            side('D', p.d, 'N', p.ldd) + (p.bias ? ", bias" : "") + (p.device_alpha ? ", alpha on the device" : "") +
-           format(", scale mode %d%s, aligned to %u %u %u, scales %u, bias %u", p.scale_mode,
+           format(", scale modes %d %d%s, aligned to %u %u %u, scales %u, bias %u", p.mode_a, p.mode_b,
                   p.fast_accum ? ", fast accumulation" : "", p.align_a, p.align_b, p.align_d, p.align_scales,
                   p.align_bias);
 }
@@ -92,7 +96,8 @@ inline unsigned alignment_of(const void* p) { // up to 256 bytes
 inline std::string lt_refusal(const LtProblem& p, int cc, size_t version) {
     bool fp4 = p.a == Elem::e2m1 || p.b == Elem::e2m1;
     auto fp8 = [](Elem e) { return e == Elem::e4m3 || e == Elem::e5m2; };
-    int by = fp4 ? 32 : 16, f = family_of(cc), mode = p.scale_mode, out_bytes = p.d == Elem::f32 ? 4 : 2;
+    int by = fp4 ? 32 : 16, f = family_of(cc), mode = std::max(p.mode_a, p.mode_b);
+    int out_bytes = p.d == Elem::f32 ? 4 : 2;
     if (p.lda < (p.a_along ? p.k : p.m) || p.ldb < (p.b_along ? p.k : p.n) || p.ldd < p.m)
         return "a leading dimension is too small";
     if (p.bias && p.align_bias < 16) return "the bias is not aligned to 16 bytes";
@@ -100,13 +105,16 @@ inline std::string lt_refusal(const LtProblem& p, int cc, size_t version) {
         if (p.a != p.b || (p.a == Elem::f32 && p.d != Elem::f32)) return "its matrices are of two types";
         return p.fast_accum || mode > 0 || p.scales ? "scales and fast accumulation are for FP8 and FP4" : "";
     }
-    if (fp4 ? p.a != p.b || mode != CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3
-            : !fp8(p.a) || !fp8(p.b) || mode < 0 || mode == CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3)
+    if (fp4 ? p.a != p.b || mode != VEC16 : !fp8(p.a) || !fp8(p.b) || mode < 0 || mode == VEC16)
         return "no kernel multiplies these two formats with such scales";
+    bool by_128 = mode >= VEC128; // either of them, but not 128 x 128 with itself
+    if (by_128 ? std::min(p.mode_a, p.mode_b) != VEC128 : p.mode_a != p.mode_b || mode > VEC32)
+        return format("scale modes %d and %d do not mix", p.mode_a, p.mode_b);
     if (p.a == Elem::e5m2 && p.b == Elem::e5m2) return "E5M2 x E5M2 does not exist";
-    if (f < 89 || (mode > 0 && f < 100)) return format("sm_%d has no such tensor cores", cc);
+    if (f < 89 || (by_128 ? f != 90 : mode > 0 && f < 100)) return format("sm_%d has no such tensor cores", cc);
     if (!(p.a_along && p.b_along) && (fp4 || f != 100)) return "only operands contiguous along k (TN) are multiplied";
     if (p.m % 16) return format("m = %lld is not a multiple of 16", (long long)p.m);
+    if (by_128 && p.n % 8) return format("n = %lld is not a multiple of 8", (long long)p.n);
     if (!p.b_along && p.n % 16) return format("n = %lld is not a multiple of 16", (long long)p.n);
     if (p.k % by) return format("k = %lld is not a multiple of %d", (long long)p.k, by);
     if (p.lda % by || p.ldb % by) return format("lda and ldb are not multiples of %d", by);
@@ -178,9 +186,9 @@ inline void lt_make(LtPlan& plan, const LtProblem& p, const LtPointers& q) {
     set(CUBLASLT_MATMUL_DESC_TRANSA, p.a_along ? CUBLAS_OP_T : CUBLAS_OP_N);
     set(CUBLASLT_MATMUL_DESC_TRANSB, p.b_along ? CUBLAS_OP_N : CUBLAS_OP_T);
     if (p.device_alpha) set(CUBLASLT_MATMUL_DESC_POINTER_MODE, CUBLASLT_POINTER_MODE_DEVICE);
-    if (p.scale_mode >= 0) {
-        set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, p.scale_mode);
-        set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, p.scale_mode);
+    if (p.mode_a >= 0) {
+        set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, p.mode_a);
+        set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, p.mode_b);
     }
     if (p.fast_accum) lt_set(plan, CUBLASLT_MATMUL_DESC_FAST_ACCUM, (int8_t)1);
     if (p.bias) {
@@ -299,7 +307,7 @@ inline void convert_operands(const char* name, Gemm& s, Elem to) {
 // --- 4. native or emulated ----------------------------------------------------------------------------------------
 inline GemmKind kind_of(const Gemm& s) {
     auto side = [](const Operand& o) {
-        return o.scales ? GemmSide{o.elem, o.scale_elem, o.block, o.exact} : GemmSide{o.elem};
+        return o.scales ? GemmSide{o.elem, o.scale_elem, o.block, o.exact, o.scale_rows} : GemmSide{o.elem};
     };
     return {side(s.a), side(s.b)};
 }
@@ -307,7 +315,13 @@ inline std::string why_emulated_here(const Gemm& s) {
     GemmKind kind = kind_of(s);
     std::string why = why_emulated(kind, lt.cc, s.M, s.N, s.K, !s.a.k_contiguous || !s.b.k_contiguous);
     if (why.empty() && native.failed.count(kind)) why = native.failed[kind];
-    if (why.empty() && kind.a.block && (!s.a.swizzled || !s.b.swizzled)) why = "its scales are not in tiles";
+    auto as_read = [&](const Operand& o, int rows) {
+        if (o.scale_elem != Elem::f32) return o.swizzled;
+        Grid at = scale_grid({o.scale_rows, o.block}, rows, blocks(s.K, o.block));
+        return machine.layout.columns && o.ld_scales == at.row && o.scale_step == at.k;
+    };
+    if (why.empty() && kind.a.block && !(as_read(s.a, s.M) && as_read(s.b, s.N)))
+        why = "its scales do not lie as cuBLASLt reads them";
     return why;
 }
 inline int64_t padded_k(const Gemm& s, int to) { // K, or where both operands have zeros there, the next multiple
@@ -331,12 +345,14 @@ inline void add_bias(Gemm s) { // to an FP32 result
 inline LtPlan& plan_for(const char* name, LtProblem& p, LtPointers& q, Gemm s, bool as_codes) {
     GemmKind kind = kind_of(s);
     p = {}, q = {};
-    p.k = padded_k(s, !as_codes ? 8 : kind.a.block ? 32 : 16), q.scale = s.scale_a * s.scale_b;
+    p.k = padded_k(s, !as_codes ? 8 : kind.a.scale == Elem::f32 ? 16 : 32), q.scale = s.scale_a * s.scale_b;
     if (as_codes) {
         bool one_scale = kind.a.block == 0;
-        p.scale_mode = is_fp4(kind) ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3
-                       : one_scale  ? CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F
-                                    : CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0;
+        auto mode = [](const GemmSide& s) {
+            if (s.block == 128) return s.rows == 1 ? VEC128 : BLK128;
+            return s.block == 0 ? SCALAR : s.block == 16 ? VEC16 : VEC32;
+        };
+        p.mode_a = mode(kind.b), p.mode_b = mode(kind.a);
         q.scale_a = one_scale ? s.b.factor : s.b.scales, q.scale_b = one_scale ? s.a.factor : s.a.scales;
         p.scales = q.scale_a || q.scale_b, p.device_alpha = !one_scale && (s.a.factor || s.b.factor);
         p.fast_accum = s.fast_accum && one_scale && has_fast_accum(lt.cc);
@@ -361,7 +377,7 @@ inline LtPlan& plan_for(const char* name, LtProblem& p, LtPointers& q, Gemm s, b
 inline bool matmul_gpu(const char* name, const Gemm& s, double bytes = 0, double flops = 0) {
     if (s.M == 0 || s.N == 0) return true;
     bool bf16_out = s.out_elem == Elem::bf16;
-    if (!s.a.exact || !s.b.exact || s.K == 0 || (bf16_out && (s.accumulate || alignment_of(s.bias) < 16))) return false;
+    if (s.K == 0 || (bf16_out && (s.accumulate || alignment_of(s.bias) < 16))) return false;
     lt_start();
     LtProblem p;
     LtPointers q;
@@ -377,6 +393,7 @@ inline bool matmul_gpu(const char* name, const Gemm& s, double bytes = 0, double
     }
     if (!native.used) {
         if (any_codes && native.insist) fail("--native: %s would be emulated: %s", name, why.c_str());
+        if (!s.a.exact || !s.b.exact) return false;
         plan = &plan_for(name, p, q, s, false);
         if (!plan->refused.empty()) lt_fail(name, "no plan", plan->refused, p);
     }

@@ -21,7 +21,7 @@ struct Bytes {
         memset(memory.get(), 0xff, (n + off + 511) / 256 * 256);
     }
 };
-enum class How { plain, tensor, mx, nvfp4, blockwise };
+enum class How { plain, tensor, mx, nvfp4, blockwise, squares };
 struct Source {
     Operand o;
     Bytes data, scales, factor;
@@ -32,9 +32,10 @@ size_t up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 // A random operand (rows, K). Of codes: what comes to a GPU, or with `ragged` rows that nothing was done for.
 struct Shape {
     int rows, K;
-    bool along = true; // contiguous along k
-    bool swizzled = false, ragged = false;
-    size_t off = 0, gap = 0; // bytes before, elements between rows
+    bool along = true;                     // contiguous along k
+    bool swizzled = false, ragged = false; // scales lie as the card's GEMMs read them; rows are not padded
+    size_t off = 0, gap = 0;               // bytes before, elements between rows
+    bool exact = true;                     // FP32 scales are powers of two
 };
 Source source(How how, Elem e, Shape s, uint64_t seed) {
     Source x;
@@ -75,18 +76,29 @@ Source source(How how, Elem e, Shape s, uint64_t seed) {
     x.o.scale_elem = how == How::mx      ? Elem::e8m0
                      : how == How::nvfp4 ? Elem::e4m3
                                          : Elem::f32;
+    if (N == 128) { // the manual: M- or N-major of 1 x 128, K-major of 128 x 128, in lines of a multiple of 4
+        int tall = how == How::squares ? 128 : 1;
+        size_t OB = blocks(s.rows, tall), line = !s.swizzled ? KB : up(tall == 1 ? OB : KB, 4);
+        bool down = s.swizzled && tall == 1;
+        x.scales = Bytes(4 * (down ? KB : OB) * line);
+        for (size_t at = 0; at < (down ? KB : OB) * line; at++) {
+            float v = exp2i((int)random(7) - 3) * (s.exact ? 1 : 1 + 0.125f * random(8));
+            ((float*)x.scales.at)[at] = at % line < (down ? OB : KB) ? v : 0;
+        }
+        x.o.scales = x.scales.at, x.o.scale_rows = tall, x.o.exact = s.exact;
+        x.o.ld_scales = down ? 1 : line, x.o.scale_step = down ? line : 1;
+        return x;
+    }
     x.o.swizzled = s.swizzled;
-    size_t bytes = how == How::blockwise ? 4 * s.rows * KB : s.swizzled ? tiled_scale_bytes(s.rows, KB) : s.rows * KB;
+    size_t bytes = s.swizzled ? tiled_scale_bytes(s.rows, KB) : s.rows * KB;
     x.scales = Bytes(bytes);
     if (s.swizzled) memset(x.scales.at, 0, bytes);
     for (int r = 0; r < s.rows; r++)
         for (size_t kb = 0; kb < KB; kb++) {
             size_t at = s.swizzled ? tiled_scale(r, kb, KB) : r * KB + kb;
             int power = (int)random(7) - 3;
-            if (how == How::blockwise) ((float*)x.scales.at)[at] = exp2i(power);
-            else
-                x.scales.at[at] =
-                    (char)(how == How::mx ? 127 + power : encode(E4M3, exp2i(power) * (1 + 0.125f * random(8))));
+            x.scales.at[at] =
+                (char)(how == How::mx ? 127 + power : encode(E4M3, exp2i(power) * (1 + 0.125f * random(8))));
         }
     x.o.scales = x.scales.at;
     if (how == How::nvfp4) *factor = 3.1f, x.o.factor = factor;
@@ -350,7 +362,7 @@ TEST_CASE("cuBLASLt: a block that holds NaN spoils its row and no other, nativel
         }
     }
 }
-TEST_CASE("cuBLASLt: blocks of 128 with power-of-two scales are decoded everywhere") {
+TEST_CASE("cuBLASLt: blocks of 128 whose scales lie as on a CPU are decoded, or the row function's, everywhere") {
     for (int cc : {80, 90, 100}) {
         LtCard card(cc);
         for (Want w : wants) {
@@ -358,6 +370,100 @@ TEST_CASE("cuBLASLt: blocks of 128 with power-of-two scales are decoded everywhe
                    b = source(How::blockwise, Elem::e5m2, {w.N, w.K}, 2);
             check_gemm("blockwise", a, b, w);
             CHECK(standin_lt.type_a == CUDA_R_16BF);
+            a.o.exact = false;
+            long before = standin_lt.matmuls;
+            check_gemm("blockwise, row function", a, b, w);
+            CHECK(standin_lt.matmuls == before);
+        }
+    }
+}
+const Sides sides_of_128[] = {{How::blockwise, Elem::e4m3, Elem::e4m3}, {How::blockwise, Elem::e5m2, Elem::e4m3}};
+TEST_CASE("cuBLASLt: sm_90 multiplies blocks of 128 natively, powers of two or not, where both sizes allow it") {
+    LtCard card(90);
+    for (Sides s : sides_of_128)
+        for (auto [a_is, b_is] : {std::pair(How::blockwise, How::blockwise),
+                                  {How::blockwise, How::squares},
+                                  {How::squares, How::blockwise},
+                                  {How::squares, How::squares}})
+            for (bool exact : {true, false})
+                for (Want w : {Want{40, 48, 300, Elem::bf16, true, false, true},
+                               {8, 16, 40, Elem::f32, false, true},
+                               {136, 16, 272, Elem::bf16},
+                               {24, 144, 129, Elem::f32},
+                               {33, 48, 300, Elem::bf16, true},
+                               {40, 47, 300, Elem::f32}}) {
+                    Source a = source(a_is, s.a, {w.M, w.K, true, true, false, 0, 0, exact}, 1);
+                    Source b = source(b_is, s.b, {w.N, w.K, true, true, false, 0, 0, exact}, 2);
+                    standin_lt.type_a = -1;
+                    check_gemm("blocks of 128", a, b, w);
+                    bool native = w.M % 8 == 0 && w.N % 16 == 0 && (a_is == How::blockwise || b_is == How::blockwise);
+                    CHECK(standin_lt.type_a == (native ? CUDA_R_8F_E4M3 : exact ? CUDA_R_16BF : -1)); // A is our b
+                    if (!native) continue;
+                    CHECK(standin_lt.fast_accum == 0);
+                    CHECK(standin_lt.mode_a == (b_is == How::blockwise ? 4 : 5));
+                    CHECK(standin_lt.mode_b == (a_is == How::blockwise ? 4 : 5));
+                }
+}
+// A matrix (R, C) whose blocks are of very different size, its quantizer and its copies.
+struct Cast128 {
+    Quantizer q;
+    std::vector<act> x;
+    std::vector<Bytes> memory;
+    int R, C;
+    Cast128(Cast cast, int R, int C, uint64_t seed) : x(normals<act>((size_t)R * C, seed)), R(R), C(C) {
+        static const Pass training = {true};
+        q.cast = cast, q.pass = &training, q.quantized[0] = q.quantized[1] = true;
+        for (int i = 0; i < R * C; i++) x[i] = act((float)x[i] * exp2i((i / C * 7 + i % C / 128 * 5) % 13 - 6));
+        for (Along k : {Along::cols, Along::rows}) {
+            CopyBytes b = q.bytes(k, R, C);
+            for (size_t bytes : {b.codes, b.scales, (size_t)16}) memory.emplace_back(bytes);
+            auto at = [&](int i) { return memory[memory.size() - 3 + i].at; };
+            q.copies[(int)k] = {(uint8_t*)at(0), (uint8_t*)at(1), nullptr, (Copy::Factors*)at(2)};
+        }
+    }
+    Operand operator()(Along k) { return quantize({x.data(), R, C, &q}, k); }
+};
+// Scales that lie the other way round, K-major, are the plausible mistake: the result is of the right size. Here blocks
+// are so different that it is not.
+TEST_CASE("cuBLASLt: what sm_90 casts in blocks of 128 it multiplies natively, in all three GEMMs, as the CPU does") {
+    const int T = 40, C = 304, OC = 272;
+    for (bool pow2 : {true, false}) {
+        Cast row = {.elem = E4M3, .scaling = Scaling::blockwise, .block = {1, 128}, .pow2_scales = pow2}, grad = row,
+             tile = row;
+        grad.elem = E5M2, tile.block = {128, 128};
+        std::vector<double> want[3], bound[3];
+        for (bool on_card : {false, true}) {
+            std::unique_ptr<LtCard> card(on_card ? new LtCard(90) : nullptr);
+            Cast128 x(row, T, C, 1), w(tile, OC, C, 2), dy(grad, T, OC, 3);
+            struct {
+                int M, N, K;
+                Operand a, b;
+            } gemms[] = {{T, OC, C, x(Along::cols), w(Along::cols)},
+                         {T, C, OC, dy(Along::cols), w(Along::rows)},
+                         {OC, C, T, dy(Along::rows), x(Along::rows)}};
+            for (int i = 0; i < 3; i++) {
+                auto& [M, N, K, a, b] = gemms[i];
+                INFO("gemm ", i, ", power-of-two scales ", pow2);
+                Bytes out(4 * M * N);
+                float* y = (float*)out.at;
+                Gemm g = {.out = y, .out_elem = Elem::f32, .ld_out = (size_t)N, .M = M, .N = N, .K = K, .a = a, .b = b};
+                CHECK(a.exact == pow2);
+                if (on_card) {
+                    standin_lt.type_a = -1;
+                    matmul("gemm", g);
+                    CHECK(narrow(standin_lt.type_a));
+                    check_close("y", std::vector<float>(y, y + M * N), want[i], bound[i]);
+                    continue;
+                }
+                for (int m = 0; m < M; m++) matmul_row(Lanes(), g, {}, m);
+                want[i].assign(y, y + M * N);
+                for (int m = 0; m < M; m++)
+                    for (int n = 0; n < N; n++) {
+                        double size = 0;
+                        for (int k = 0; k < K; k++) size += fabs((double)fetch(a, m, k) * fetch(b, n, k));
+                        bound[i].push_back((K + 6) * 0x1p-24 * size); // as in check_gemm
+                    }
+            }
         }
     }
 }
@@ -371,6 +477,10 @@ std::vector<GemmKind> kinds() {
         }
     };
     add(fp8_sides), add(wide_sides), add(mx_sides), add(fp4_sides);
+    for (Sides s : sides_of_128)
+        for (int rows : {1, 128})
+            for (bool exact : {true, false})
+                all.push_back({{s.a, Elem::f32, 128, exact}, {s.b, Elem::f32, 128, exact, rows}});
     return all;
 }
 void forget() { // as a run that begins
@@ -390,6 +500,12 @@ TEST_CASE("cuBLASLt: every native kind passes its check, and a chip that is wron
                 CHECK((native.failed.count(k) > 0) == (why_emulated(k, cc).empty() && wrong_by != 1));
             }
             if (wrong_by == 1) continue;
+            lt.failed.clear(), standin_lt = {}, standin_lt.b_is_k_major = true;
+            for (GemmKind k : kinds()) {
+                prove_native({k});
+                CHECK((lt.failed.count(k) > 0) == (why_emulated(k, cc).empty() && k.a.block == 128));
+            }
+            standin_lt = {}, standin_lt.wrong_by = wrong_by, prove_native(kinds());
             Source a = source(How::tensor, Elem::e4m3, {33, 96}, 1), b = source(How::tensor, Elem::e4m3, {48, 96}, 2);
             check_gemm("broken FP8", a, b, {33, 48, 96});
             CHECK(standin_lt.type_a == CUDA_R_16BF);
@@ -473,15 +589,19 @@ std::string call(const Raw& r) {
     auto ok = [](cublasStatus_t s) { return s == CUBLAS_STATUS_SUCCESS; };
     Bytes A(1 << 15), B(1 << 15), D(1 << 15), scales(4096 + 64), bias(4096);
     memset(A.at, 0x18, 1 << 15), memset(B.at, 0x18, 1 << 15), memset(scales.at, 0, 4096 + 64), memset(bias.at, 0, 4096);
+    bool tiles = r.mode_a == 1 || r.mode_a == 2;
     for (int o = 0; o < 32; o++) // as block scales: rows o, blocks kb
-        for (int kb = 0; kb < r.k / (r.mode_a == 1 ? 16 : 32) && r.mode_a; kb++)
+        for (int kb = 0; kb < r.k / (r.mode_a == 1 ? 16 : 32) && tiles; kb++)
             scales.at[r.off_scale + tiled_scale(o, kb, 4)] =
                 56; // n is 24: the rest is padding for B, and is cleared below
     Bytes scales_b(4096 + 64);
     memcpy(scales_b.at, scales.at, 4096);
-    for (int o = r.n; o < 32 && r.mode_a; o++)
+    for (int o = r.n; o < 32 && tiles; o++)
         for (int kb = 0; kb < 4; kb++) scales_b.at[r.off_scale + tiled_scale(o, kb, 4)] = 0;
-    if (r.pad) scales.at[r.off_scale + tiled_scale(100, 1, 4)] = (char)0xff;
+    if (r.pad && tiles) scales.at[r.off_scale + tiled_scale(100, 1, 4)] = (char)0xff;
+    for (auto [mode, at, n] :
+         {std::tuple(r.mode_a, &scales, r.m), {r.mode_b, &scales_b, r.n}}) // of 128: one block of K
+        for (int i = 0; i < (mode == 4 ? n : mode == 5 ? 1 + r.pad : 0); i++) ((float*)(at->at + r.off_scale))[i] = 1;
     if (!r.mode_a) *(float*)(scales.at + r.off_scale) = 1, *(float*)(scales_b.at + r.off_scale) = 1;
     cublasLtHandle_t h;
     cublasLtMatmulDesc_t op;
@@ -562,6 +682,8 @@ TEST_CASE("cuBLASLt's stand-in takes what the library takes") {
         CHECK(call(with([](Raw& r) {
                   r.a = r.b = CUDA_R_16BF, r.scales = false, r.k = 7, r.lda = 9, r.ldb = 7, r.off_a = 2, r.align = 2;
               })) == "");
+        for (auto [a, b] : {std::pair(4, 4), {4, 5}, {5, 4}})
+            if (cc == 90) CHECK(call(with([&](Raw& r) { r.mode_a = a, r.mode_b = b; })) == "");
         if (cc < 100) continue;
         CHECK(call(raw_mx()) == "");
         CHECK(call(raw_mx(CUDA_R_4F_E2M1)) == "");
@@ -608,7 +730,15 @@ TEST_CASE("cuBLASLt's stand-in refuses what some version of the library does, an
         {{100, 120}, "scale mode 1 of A is not for e4m3", with([](Raw& r) { r.mode_a = r.mode_b = 1; })},
         {{100, 120}, "scale mode 0 of A is not for e2m1", with([](Raw& r) { r.mode_a = r.mode_b = 0; }, fp4)},
         {{100, 120}, "scale modes 2 and 0 do not mix", with([](Raw& r) { r.mode_b = 0; }, raw_mx())},
-        {all, "scale mode 4 of A is not known here", with([](Raw& r) { r.mode_a = r.mode_b = 4; })},
+        {all, "scale mode 3 of A is not known here", with([](Raw& r) { r.mode_a = r.mode_b = 3; })},
+        {{89, 100, 120}, "has no scale mode 4", with([](Raw& r) { r.mode_a = r.mode_b = 4; })},
+        {{90}, "scale modes 5 and 5 do not mix", with([](Raw& r) { r.mode_a = r.mode_b = 5; })},
+        {{90}, "scale modes 0 and 4 do not mix", with([](Raw& r) { r.mode_b = 4; })},
+        {{90}, "n = 20 must be divisible by 8", with([](Raw& r) { r.mode_a = 5, r.mode_b = 4, r.n = 20; })},
+        {{90}, "scale mode 5 of A wants a scale", with([](Raw& r) { r.mode_a = 5, r.mode_b = 4, r.scales = false; })},
+        {{90}, "scale of A is not aligned", with([](Raw& r) { r.mode_a = r.mode_b = 4, r.off_scale = 4; })},
+        {{90}, "is padding and not zero but 1", with([](Raw& r) { r.mode_a = 5, r.mode_b = 4, r.pad = true; })},
+        {{90}, "FAST_ACCUM can be set only for FP8", with([](Raw& r) { r.mode_a = r.mode_b = 4, r.fast = 1; })},
         {{100, 120}, "is padding and not zero but 0xff", with([](Raw& r) { r.pad = true; }, raw_mx())},
         {{100, 120}, "is padding and not zero but 0xff", with([](Raw& r) { r.pad = true; }, fp4)},
         {all, "a scale for A, whose type bf16 has none", with([](Raw& r) { r.a = r.b = CUDA_R_16BF; })},
@@ -683,13 +813,15 @@ TEST_CASE("cuBLASLt: the rules that are checked before a call are those that the
             p.a = pick(Elem::bf16, Elem::e4m3, Elem::e4m3, Elem::e5m2, Elem::e2m1),
             p.b = rarely(p.a, pick(Elem::bf16, Elem::e4m3, Elem::e5m2, Elem::f32));
             p.d = pick(Elem::bf16, Elem::f32);
-            p.m = rarely(64, 56), p.n = rarely(48, 24), p.k = rarely(64, pick(48, 40));
+            p.m = rarely(64, 56), p.n = rarely(48, pick(24, 20)), p.k = rarely(64, pick(48, 40));
             p.a_along = rarely(true, false), p.b_along = rarely(true, false);
             p.lda = rarely(64, pick(96, 80, 72, 40)), p.ldb = rarely(64, pick(96, 80, 72, 40)),
             p.ldd = rarely(64, pick(66, 72, 40));
-            p.scale_mode = is_codes(p.a) || is_codes(p.b) ? p.a == Elem::e2m1 ? 1 : pick(0, 0, 0, 2) : -1;
-            p.scale_mode = rarely(p.scale_mode, pick(0, 1, 2));
-            p.scales = p.scale_mode >= 0 && rarely(true, false);
+            p.mode_a = p.mode_b = is_codes(p.a) || is_codes(p.b) ? p.a == Elem::e2m1 ? 1 : pick(0, 0, 0, 2, 4, 5) : -1;
+            if (p.mode_a == 5) p.mode_b = 4;
+            p.mode_a = rarely(p.mode_a, pick(0, 1, 2, 3, 4, 5)), p.mode_b = rarely(p.mode_b, pick(0, 2, 4, 5));
+            if ((p.mode_a < 0) != (p.mode_b < 0)) p.mode_a = p.mode_b = std::max(p.mode_a, p.mode_b);
+            p.scales = p.mode_a >= 0 && rarely(true, false);
             p.fast_accum = rarely(false, true), p.bias = pick(false, false, true);
             p.align_scales = rarely(16, 8), p.align_bias = rarely(16, 2);
             Bytes scales(4096), bias(4096);

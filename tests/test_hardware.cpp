@@ -19,7 +19,7 @@ TEST_CASE("docs/hardware.md: every command prints what the page shows, and cards
         CHECK(shown == r.out);
         commands++;
     }
-    CHECK(commands == 8);
+    CHECK(commands == 9);
     auto without_name = [](std::string text, const std::string& cc) {
         for (size_t at; (at = text.find("sm_" + cc)) != std::string::npos;) text.erase(at, 3 + cc.size());
         return text;
@@ -69,7 +69,8 @@ TEST_CASE("native or emulated: what the chip, the formats and the sizes decide")
                                {{plain, fp4}, 999},
                                {{mx, fp8}, 999},
                                {{mx4, fp4}, 999},
-                               {{blocks, blocks}, 999}})
+                               {{blocks, mx}, 999},
+                               {{blocks, fp8}, 999}})
         for (int cc : {80, 86, 87, 89, 90, 100, 103, 120, 121}) {
             INFO(how_multiplied(kind, cc), " on sm_", cc);
             CHECK(why_emulated(kind, cc).empty() == (cc >= from));
@@ -86,6 +87,18 @@ TEST_CASE("native or emulated: what the chip, the formats and the sizes decide")
     GemmKind inexact = {blocks, blocks};
     inexact.a.exact = false;
     CHECK(why_emulated(inexact, 80).find("the row function") != std::string::npos);
+    CHECK(why_emulated(inexact, 90) == "");
+    GemmSide square = blocks, slow = blocks;
+    square.rows = 128, slow.exact = false;
+    for (int cc : {80, 86, 87, 89, 90, 100, 103, 120, 121}) // Hopper alone
+        for (auto& [a, b] : {GemmKind{blocks, blocks}, {blocks, square}, {square, blocks}, {slow, square}}) {
+            CHECK(why_emulated({a, b}, cc).empty() == (cc == 90));
+            CHECK((why_emulated({a, b}, cc).find("the row function") != std::string::npos) == (cc != 90 && !a.exact));
+        }
+    CHECK(why_emulated({square, square}, 90) == "blocks of 128 x 128 on both sides have no kernel anywhere");
+    CHECK(why_emulated({blocks, square}, 90, 100, 48, 64) == "M = 100 is not a multiple of 8; the next that is: 104");
+    CHECK(why_emulated({blocks, square}, 90, 104, 40, 64) == "N = 40 is not a multiple of 16; the next that is: 48");
+    CHECK(how_multiplied({blocks, square}, 90) == "native FP8 in blocks of 128");
     CHECK(has_fast_accum(89));
     CHECK(has_fast_accum(90));
     CHECK(!has_fast_accum(80));
