@@ -579,8 +579,8 @@ inline void update(GPT& g, int64_t t, double lr, double weight_decay) {
                .correction1 = (real)(1 - pow(beta1, (double)t)), .correction2 = (real)sqrt(1 - pow(beta2, (double)t))};
     for_each_param(g, [&](const std::string&, Param& p) {
         o.weight_decay = p.rows ? (real)weight_decay : 0;
-        // The scale of the next forward pass stands already. BF16 is kept: that pass may come to be under another stage.
-        Sink s = p.quantizer && g.pass.training ? sink(*p.quantizer, p.rows, p.cols, true) : Sink{};
+        // the scale of the next forward pass in training stands already
+        Sink s = p.quantizer && g.pass.training ? sink(*p.quantizer, p.rows, p.cols) : Sink{};
         if (s) p.quantizer->fresh = true;
         adamw(p.w, p.operand, p.m, p.v, p.grad, g.result, p.size(), o, s, p.cols);
     });

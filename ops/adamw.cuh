@@ -16,8 +16,8 @@ HD INLINE void adamw_element(real& w, real& m, real& v, real grad, real factor, 
 void adamw(real* w, act* operand, real* m, real* v, const real* grad, const StepResult* result, size_t n, AdamW o,
            Sink sink, int C) {
     if (sink)
-        return in_tiles("adamw", operand, sink, (int)(n / C), C, [=] HD(int, int, real& w, real& m, real& v, real grad) {
-            if (!result->bad) adamw_element(w, m, v, grad, result->factor, o);
+        return in_tiles("adamw", operand, sink, (int)(n / C), C, [=] HD(int, int, real& w, real& m, real& v, real g) {
+            if (!result->bad) adamw_element(w, m, v, g, result->factor, o);
             return w;
         }, w, m, v, grad);
     for_rows("adamw", n * (28.0 + sizeof(act)), pieces(n), [=] HD(Lanes g, int i) {

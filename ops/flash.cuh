@@ -88,7 +88,7 @@ template <int ROWS, int HS> struct Tile {
         if (s.amax) record_max(Lanes(), s.amax, bits_as<float>(largest));
         if (s.codes && block_index() == 0 && thread_index() == 0) s.factors[0] = 1 / scale, s.factors[1] = scale;
         if (!s.transposed && !s.sums) return;
-        sync_threads(); // a thread goes down a column of SIDE rows
+        sync_threads(); // a thread goes down a column of SIDE rows; there are sums only where all of these exist
         for (int i = thread_index(); i < ROWS / SIDE * HS; i += block_size()) {
             const int c = i % HS, top = i / HS * SIDE;
             const size_t at = (column + c) * s.ld_transposed + first;
@@ -97,7 +97,7 @@ template <int ROWS, int HS> struct Tile {
                 struct alignas(16) { uint32_t v[4]; } word = {};
                 uint8_t* codes = s.transposed + at + r;
                 UNROLL for (int k = 0; k < 16; k++) {
-                    float v = r + k < there ? (float)x[offset(r + k, c / 8) + c % 8] : 0;
+                    float v = (float)x[offset(r + k, c / 8) + c % 8];
                     sum += v, word.v[k / 4] |= s.code(v * scale) << k % 4 * 8;
                 }
                 if (!s.transposed) continue;

@@ -104,7 +104,8 @@ struct StepResult {
     int bad;      // loss or norm was not finite: nothing is updated from then on
 };
 // w, m, v, operand (n) are updated in place; grad (n). operand = w rounded to act; it may be w itself (ACT=float). With a
-// sink, the codes of operand (n / C, C) too, as the next step's first forward pass would cast them.
+// sink, the codes of operand (n / C, C) too, as the next step's first forward pass would cast them; BF16 is written all
+// the same, for that pass may come to be under another stage.
 void adamw(real* w, act* operand, real* m, real* v, const real* grad, const StepResult* result, size_t n, AdamW o,
            Sink sink = {}, int C = 1);
 // operand = master, rounded to act: after initialisation or loading. A no-op when they are the same memory.

@@ -500,10 +500,10 @@ TEST_CASE("cuBLASLt: every native kind passes its check, and a chip that is wron
                 CHECK((native.failed.count(k) > 0) == (why_emulated(k, cc).empty() && wrong_by != 1));
             }
             if (wrong_by == 1) continue;
-            lt.failed.clear(), standin_lt = {}, standin_lt.b_is_k_major = true;
+            native.failed.clear(), standin_lt = {}, standin_lt.b_is_k_major = true;
             for (GemmKind k : kinds()) {
                 prove_native({k});
-                CHECK((lt.failed.count(k) > 0) == (why_emulated(k, cc).empty() && k.a.block == 128));
+                CHECK((native.failed.count(k) > 0) == (why_emulated(k, cc).empty() && k.a.block == 128));
             }
             standin_lt = {}, standin_lt.wrong_by = wrong_by, prove_native(kinds());
             Source a = source(How::tensor, Elem::e4m3, {33, 96}, 1), b = source(How::tensor, Elem::e4m3, {48, 96}, 2);

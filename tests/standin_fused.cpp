@@ -16,8 +16,17 @@ struct Codes { // what a sink fills: garbage before
         : codes(R * code_ld(E4M3, C), 0xab), transposed(C * code_ld(E4M3, R), 0xab), factors(2, -1), amax(1, 0.25f),
           sums(C, 0.5f), partial(partial_size(R, C), NAN) {}
     Sink sink(Format f, const float* scale, int R, int C) {
-        return {codes.data(), transposed.data(), code_ld(f, C), code_ld(f, R), f, scale, factors.data(), amax.data(),
-                true, sums.data(), partial.data() + partial_size(R, C) - (size_t)panels(R) * C};
+        return {codes.data(),
+                transposed.data(),
+                code_ld(f, C),
+                code_ld(f, R),
+                f,
+                scale,
+                factors.data(),
+                amax.data(),
+                true,
+                sums.data(),
+                partial.data() + partial_size(R, C) - (size_t)panels(R) * C};
     }
     void check(const Codes& want) const {
         CHECK(codes == want.codes);
@@ -87,17 +96,30 @@ TEST_CASE("fused casts: codes, transposed codes, amax, sums of columns and BF16 
                 std::fill(mean.begin(), mean.end(), NAN), std::fill(rstd.begin(), rstd.end(), NAN);
                 layernorm_forward(y.data(), mean.data(), rstd.data(), x.data(), w.data(), b.data(), R, C, s);
             });
-            test("layernorm_backward", [&](Acts& y, Sink s) {
-                Reals dw(C), db(C), partial(partial_size(R, C), NAN);
-                layernorm_backward(y.data(), dw.data(), db.data(), dy.data(), x.data(), mean.data(), rstd.data(), w.data(),
-                                   partial.data(), R, C, s);
-            }, true);
+            test(
+                "layernorm_backward",
+                [&](Acts& y, Sink s) {
+                    Reals dw(C), db(C), partial(partial_size(R, C), NAN);
+                    layernorm_backward(y.data(), dw.data(), db.data(), dy.data(), x.data(), mean.data(), rstd.data(),
+                                       w.data(), partial.data(), R, C, s);
+                },
+                true);
         }
 }
 TEST_CASE("fused casts of attention's output and of its gradient, whatever divides a tile and a panel") {
     OnCard card(90);
-    for (Heads d : {Heads{1, 1, 1, 32}, {2, 17, 2, 64}, {1, 63, 1, 40}, {1, 130, 1, 64}, {1, 128, 2, 64}, {3, 64, 1, 24},
-                    {1, 64, 1, 96}, {1, 192, 1, 8}, {1, 67, 1, 128}, {1, 128, 1, 128}, {2, 80, 1, 32}, {1, 9, 1, 12}})
+    for (Heads d : {Heads{1, 1, 1, 32},
+                    {2, 17, 2, 64},
+                    {1, 63, 1, 40},
+                    {1, 130, 1, 64},
+                    {1, 128, 2, 64},
+                    {3, 64, 1, 24},
+                    {1, 64, 1, 96},
+                    {1, 192, 1, 8},
+                    {1, 67, 1, 128},
+                    {1, 128, 1, 128},
+                    {2, 80, 1, 32},
+                    {1, 9, 1, 12}})
         for (Format f : {E4M3, E5M2}) {
             if (f == E4M3 && d.HS != 32 && d.HS != 24) continue;
             INFO("B ", d.B, " T ", d.T, " NH ", d.NH, " HS ", d.HS);
@@ -117,9 +139,12 @@ TEST_CASE("fused casts of attention's output and of its gradient, whatever divid
             };
             check_fused("attention", forward(qkv), Acts(before.begin(), before.begin() + n), f, N, C, d.HS == 12);
             check_fused("with NaN", forward(bad), Acts(before.begin(), before.begin() + n), f, N, C, d.HS == 12);
-            check_fused("backward", [&](Acts& y, Sink s) {
-                attention_backward(y.data(), dout.data(), qkv.data(), o.data(), lse.data(), scratch, d, s);
-            }, before, f, N, 3 * C, d.HS == 12);
+            check_fused(
+                "backward",
+                [&](Acts& y, Sink s) {
+                    attention_backward(y.data(), dout.data(), qkv.data(), o.data(), lse.data(), scratch, d, s);
+                },
+                before, f, N, 3 * C, d.HS == 12);
         }
 }
 
@@ -183,7 +208,8 @@ TEST_CASE("all of a step but GEMMs and attention returns the CPU's bits, for eve
         }
     }
 }
-TEST_CASE("a training step with all its fusions, attention's too, returns the bits of one without any, for every recipe") {
+TEST_CASE(
+    "a training step with all its fusions, attention's too, returns the bits of one without any, for every recipe") {
     for (const Config& config : {Config{1, 2, 32, 64, 24}, {1, 1, 40, 23, 51}})
         for (const Recipe& r : recipes)
             for (int cc : {90, 100, 120}) {
@@ -224,7 +250,7 @@ Reals journey(const Recipe& r, const Recipe& next, bool fuses, long& weight_cast
         if (training) gpt_backward(*g, B, T);
     };
     for (int t = 1; t <= 8; t++) {
-        watch(!fuses || t == 3); // somebody looks on
+        watch(!fuses || t == 3);                              // somebody looks on
         if (t == 2) forward(t, 0, true), forward(t, 1, true); // and once more, from the same weights
         if (t == 4) forget_scales(*g);
         if (t == 5) set_stage(*g, 1);
@@ -243,6 +269,8 @@ Reals journey(const Recipe& r, const Recipe& next, bool fuses, long& weight_cast
             g = &two, watch(!fuses), set_stage(two, 0);
         }
         for (int micro = 0; micro < 2; micro++) forward(t, micro, true);
+        watch(!fuses);
+        if (t == 6) forward(t, 0, false);                  // a pass that records nothing comes before the update
         if (t < 3) gradient_norm(*g, 1, t == 1 ? 1 : 128); // of a loss scale
         else gradient_norm(*g, 1);
         g->result->bad = t == 7; // nothing is updated
@@ -261,8 +289,12 @@ Reals journey(const Recipe& r, const Recipe& next, bool fuses, long& weight_cast
 } // namespace
 TEST_CASE("weights cast by their update: scales, histories, losses are those of casts in the next forward pass") {
     auto row = [](const std::string& name) { return resolve(name, {}); };
-    const Recipe hybrid = resolve("hybrid", {{"amax_history_len", "5"}}), e5m2 = resolve("hybrid", {{"w.format", "e5m2"},
-                 {"x.format", "e4m3"}, {"dy.format", "e4m3"}, {"amax_history_len", "3"}, {"margin", "1"}});
+    const Recipe hybrid = resolve("hybrid", {{"amax_history_len", "5"}}),
+                 e5m2 = resolve("hybrid", {{"w.format", "e5m2"},
+                                           {"x.format", "e4m3"},
+                                           {"dy.format", "e4m3"},
+                                           {"amax_history_len", "3"},
+                                           {"margin", "1"}});
     for (auto [r, next] : {std::pair(hybrid, e5m2), {row("unit"), hybrid}, {hybrid, row("bf16")}})
         for (int cc : {90, 100}) {
             if (cc > 90 && (r.name != "hybrid" || next.name != "hybrid")) continue;
@@ -271,6 +303,7 @@ TEST_CASE("weights cast by their update: scales, histories, losses are those of 
             long casts, unfused;
             Reals want = journey(r, next, false, unfused), got = journey(r, next, true, casts);
             check_same_bits("the journey", got, want);
+            CHECK(casts == 5); // in step 3: each weight of five linears, in the first of its microbatches
         }
     // Nothing casts a weight that its update has cast; those that were published are cast, one for each linear.
     OnCard card(90);
@@ -307,7 +340,8 @@ TEST_CASE("amaxes are recorded for a delayed recipe to come, whatever casts befo
         check_same_bits("losses", got.losses, want.losses), check_same_bits("state", got.state, want.state);
     }
 }
-TEST_CASE("the head in chunks: the losses and dlnf of whole logits, to the bit; wte's gradient but for the order of sums") {
+TEST_CASE(
+    "the head in chunks: the losses and dlnf of whole logits, to the bit; wte's gradient but for the order of sums") {
     const Config config{1, 2, 16, 100, 131};
     const int B = 3, T = config.seq_len, N = B * T, C = config.channels, V = config.vocab;
     struct Head {
@@ -386,7 +420,8 @@ TEST_CASE("the head in chunks: the losses and dlnf of whole logits, to the bit; 
 // elements with m mantissa bits, 2^-m apart, a share of 2^(m - 9) then falls to the other side of a tie, which moves them
 // by 2^-m: in the mean 2^-m * sqrt(2^(m - 9)) = 2^-((m + 9) / 2) of a tensor's norm; for BF16 itself, m = 7, that is its
 // rounding once more. A gradient goes through several casts, one after the other: twice that.
-TEST_CASE("training steps of every recipe, native or emulated as each family of cards does, are the CPU's but for roundings") {
+TEST_CASE("training steps of every recipe, native or emulated as each family of cards does, are the CPU's but for "
+          "roundings") {
     for (const Config& config : {Config{1, 2, 32, 20, 48}, {1, 1, 40, 23, 51}}) // the other: nothing divides anything
         for (const Recipe& r : recipes) {
             Trained want = train_twice(config, r);
