@@ -80,8 +80,9 @@ template <class Op> void check_fused(const char* what, Op op, const Acts& before
 
 TEST_CASE("fused casts: codes, transposed codes, amax, sums of columns and BF16 are those of the unfused pair") {
     OnCard card(90);
-    for (auto [R, C] : {std::pair(1, 1), {3, 5}, {64, 64}, {65, 36}, {130, 132}, {31, 200}, {70, 63}})
+    for (auto [rows, cols] : {std::pair(1, 1), {3, 5}, {64, 64}, {65, 36}, {130, 132}, {31, 200}, {70, 63}})
         for (Format f : {E4M3, E5M2}) {
+            const int R = rows, C = cols;
             const size_t n = (size_t)R * C;
             Acts x = normals<act>(n, 1), dy = normals<act>(n, 2), dx0 = normals<act>(n, 3);
             x[n / 2] = act(NAN), dy[n / 3] = act(INFINITY);
@@ -295,8 +296,9 @@ TEST_CASE("weights cast by their update: scales, histories, losses are those of 
                                            {"dy.format", "e4m3"},
                                            {"amax_history_len", "3"},
                                            {"margin", "1"}});
-    for (auto [r, next] : {std::pair(hybrid, e5m2), {row("unit"), hybrid}, {hybrid, row("bf16")}})
+    for (auto [first, then] : {std::pair(hybrid, e5m2), {row("unit"), hybrid}, {hybrid, row("bf16")}})
         for (int cc : {90, 100}) {
+            const Recipe &r = first, &next = then;
             if (cc > 90 && (r.name != "hybrid" || next.name != "hybrid")) continue;
             OnCard card(cc);
             INFO(r.name, ", then ", next.name, " on sm_", cc);
