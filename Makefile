@@ -107,10 +107,10 @@ $(PLAIN_DIR)/%.o: %.cpp Makefile
 # --- tests -------------------------------------------------------------------------------------------------------
 # Four programs, by what `act` is: tests/test_*.cpp as in ./train, f32_*.cpp as in ./train-f32, f64_*.cpp with
 # real = act = double for finite differences, standin_*.cpp with the GPU's code run on the CPU by tests/cuda_on_cpu.
-COMMON   := $(patsubst %.cpp,$(B)/%.o,tests/main.cpp $(if $(filter standin,$(ACT)),$(wildcard tests/cuda_on_cpu/*.cpp)))
+COMMON   := $(PLAIN_DIR)/tests/main.o $(if $(filter standin,$(ACT)),$(patsubst %.cpp,$(B)/%.o,$(wildcard tests/cuda_on_cpu/*.cpp)))
 TESTS    := $(patsubst %.cpp,$(B)/%.o,$(wildcard tests/$(PREFIX)_*.cpp)) $(COMMON)
 # Those that compute are worth optimizing; the others, which read what was computed, are compiled in half the time.
-COMPUTE  := attention casts corpus data formats formats_golden lanes matmul_cpu numbers ops recipes
+COMPUTE  := attention casts corpus data formats formats_golden lanes matmul_cpu numbers recipes
 TESTFLAGS = $(filter-out -O3 -O1,$(CXXFLAGS)) $(if $(filter-out test_,$(PREFIX)_)$(filter $(COMPUTE),$(*F:test_%=%)),-O$(if $(SAN)$(filter-out test_,$(PREFIX)_),1,2),-O0) -isystem build/doctest $(addprefix -isystem ,$(wildcard $(patsubst %/bin/nvcc,%/include,$(NVCC)) /usr/local/cuda/include))
 DOCTEST  := build/doctest/doctest/doctest.h
 test:
@@ -122,16 +122,20 @@ $(B)/tests/all: $(TESTS) $(PLAIN)
 $(B)/tests/%.o: tests/%.cpp Makefile $(DOCTEST)
 	@mkdir -p $(@D)
 	$(CXX) $(TESTFLAGS) -c $< -o $@
+$(PLAIN_DIR)/tests/%.o: DEFS :=
+$(PLAIN_DIR)/tests/%.o: tests/%.cpp Makefile $(DOCTEST)
+	@mkdir -p $(@D)
+	$(CXX) $(TESTFLAGS) -c $< -o $@
 $(DOCTEST):
 	@tests/get_doctest.sh build/doctest
 test-one: $(B)/tests/$(PREFIX)_$(T).o $(COMMON) $(PLAIN)
 	$(CXX) $(SAN) -o $(B)/tests/one-$(T) $^ $(LDLIBS) && $(B)/tests/one-$(T)
 
 # The tests that make sense on a card: the same sources, for the cards that ./train is built for; tests/gpu.sh runs them.
-GPU_TESTS := $(patsubst %,$(B)/tests/%.o,standin_ops standin_fused standin_flash main)
+GPU_TESTS := $(patsubst %,$(B)/tests/%.o,standin_ops standin_fused standin_flash)
 gpu-tests: $(if $(ARCHS),$(B)/tests/gpu-all)
 	@$(if $(ARCHS),true,echo "gpu-tests need nvcc, and a card or ARCH="; false)
-$(B)/tests/gpu-all: $(GPU_TESTS) $(B)/tests/gpu/memory.o $(PLAIN)
+$(B)/tests/gpu-all: $(GPU_TESTS) $(B)/tests/gpu/memory.o $(COMMON) $(PLAIN)
 	$(NVCC) $(GENCODE) -Xcompiler $(OPENMP) -o $@ $^ -lcublasLt
 ifneq ($(ARCHS),)
 $(GPU_TESTS): CXXFLAGS += -Itests/gpu

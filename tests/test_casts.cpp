@@ -1,5 +1,5 @@
 // Casts of matrices against loops written from the definitions, one element at a time: every scaling, both directions,
-// BF16 and FP32, ragged shapes, special values. encode() itself is tested in test_formats.cpp.
+// of BF16 and (in f32_casts.cpp) FP32, ragged shapes, special values. encode() itself is tested in test_formats.cpp.
 #include "close.h"
 #include "decoded.h"
 #include <algorithm>
@@ -146,7 +146,7 @@ template <class T> void check_tensor() {
             });
 }
 TEST_CASE("casts per tensor give the codes of encode(x * scale), and record the amax of the unscaled x without NaN") {
-    check_tensor<bf16>(), check_tensor<float>();
+    check_tensor<act>();
 }
 
 template <class T> void check_mx() {
@@ -174,7 +174,7 @@ template <class T> void check_mx() {
                 same(y, expect, what + " decoded");
             });
 }
-TEST_CASE("MX casts: scale bytes by each rule, codes and decoded values of every format") { check_mx<bf16>(), check_mx<float>(); }
+TEST_CASE("MX casts: scale bytes by each rule, codes and decoded values of every format") { check_mx<act>(); }
 
 template <class T> void check_float8() {
     for (Block block : {Block{1, 128}, Block{128, 128}})
@@ -202,7 +202,7 @@ template <class T> void check_float8() {
                 same(y, expect, what + " decoded");
             });
 }
-TEST_CASE("Float8 blocks of 1 x 128 and 128 x 128: scales, codes and decoded values") { check_float8<bf16>(), check_float8<float>(); }
+TEST_CASE("Float8 blocks of 1 x 128 and 128 x 128: scales, codes and decoded values") { check_float8<act>(); }
 
 template <class T> void check_nvfp4() {
     for (Block block : {Block{1, 16}, Block{16, 16}})
@@ -240,7 +240,7 @@ template <class T> void check_nvfp4() {
             });
 }
 TEST_CASE("NVFP4 blocks of 1 x 16 and 16 x 16: the tensor's amax, scales, codes and decoded values") {
-    check_nvfp4<bf16>(), check_nvfp4<float>();
+    check_nvfp4<act>();
     MESSAGE("compared with loops from the definitions: " << compared << " codes, scales and values");
 }
 
@@ -287,7 +287,7 @@ TEST_CASE("casts of BF16 by powers of two in 16-bit lanes give encode(x * multip
 
 TEST_CASE("a tile-scaled matrix and its transpose have the same codes and scales") {
     const int R = 48, C = 80;
-    auto x = matrix<bf16>(R, C, false);
+    auto x = matrix<act>(R, C, false);
     Cast c = {.elem = E2M1, .block = {16, 16}};
     std::vector<uint8_t> q(R * C / 2), qt(R * C / 2), s(R * C / 16), st(R * C / 16);
     std::vector<float> scratch(R * C / 256);
@@ -303,7 +303,7 @@ TEST_CASE("a tile-scaled matrix and its transpose have the same codes and scales
 
 TEST_CASE("casts give the same bits for one thread and for several") {
     const int R = 300, C = 520;
-    auto x = matrix<bf16>(R, C, true);
+    auto x = matrix<act>(R, C, true);
     for (bool transpose : {false, true}) {
         std::vector<uint8_t> codes[2], scales[2];
         float amax[2] = {0, 0};
@@ -323,8 +323,8 @@ TEST_CASE("casts give the same bits for one thread and for several") {
 TEST_CASE("stochastic casts: the mean over 2^16 elements is within 4 sigma, copies and rows draw differently") {
     const int R = 256, C = 256;
     for (Format f : {E4M3, E5M2, E2M1})
-        for (float v : {0.3f, 1.3f, 1.01f, -2.9f, 0.0007f}) {
-            std::vector<float> x(R * C, v);
+        for (float v : {(float)act(0.3f), (float)act(1.3f), (float)act(1.01f), (float)act(-2.9f), (float)act(0.0007f)}) {
+            std::vector<act> x(R * C, act(v));
             std::vector<uint8_t> a(R * C), b(R * C), s(R * C / 32);
             Cast c = {.elem = f, .round = Rounding::sr};
             cast_mx(a.data(), s.data(), x.data(), c, false, R, C, KEY);
@@ -391,7 +391,8 @@ TEST_CASE("the tiled layout of scales is a permutation of its padded tiles") {
 }
 
 TEST_CASE("casts refuse formats and blocks that are none of theirs, and say which are") {
-    std::vector<float> x(16), f(16);
+    std::vector<act> x(16);
+    std::vector<float> f(16);
     std::vector<uint8_t> q(16), s(16);
     CHECK_THROWS_WITH(cast_tensor(q.data(), nullptr, x.data(), nullptr, {.elem = BF16}, false, 4, 4),
                       "cast_tensor: bf16 is not a format it takes. hint: those are e4m3 e5m2 e3m2 e2m3 e2m1");
