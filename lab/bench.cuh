@@ -5,14 +5,6 @@
 #include "lab/harness.cuh"
 #include <sys/resource.h>
 
-// A card's dense BF16 peak in FLOP/s, of NVIDIA's data sheets; 0: not known.
-inline double peak_flops(const std::string& device) {
-    const std::pair<const char*, double> cards[] = {{"H100 PCIe", 756e12}, {"H100", 989.4e12}, {"H200", 989.4e12},
-        {"A100", 312e12}, {"L40S", 362e12}, {"4090", 165.2e12}, {"B200", 2250e12}};
-    for (auto& [name, peak] : cards)
-        if (device.find(name) != std::string::npos) return peak;
-    return 0;
-}
 // One operation alone, the median of --steps: attention, forward and backward, in FLOP/s that causality leaves.
 inline int bench_op(const Options& o, const std::string& device) {
     Heads d = {o.batch_size, o.seq_len, o.heads, o.channels / o.heads};

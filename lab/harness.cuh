@@ -50,10 +50,16 @@ inline void print_profile() {
     std::sort(costs.begin(), costs.end(), [](auto& a, auto& b) { return a.second.seconds > b.second.seconds; });
     double total = 0;
     for (auto& [name, c] : costs) total += c.seconds;
-    fprintf(stderr, "%-26s %8s %10s %6s %8s %9s\n", "operation", "calls", "ms", "%", "GB/s", "GFLOP/s");
+    auto of_peak = [](double peak, double seconds, double of) {
+        return peak ? format(" %7.1f", 100 * seconds / of) : "";
+    };
+    fprintf(stderr, "%-26s %8s %10s %6s %8s%s %9s%s\n", "operation", "calls", "ms", "%", "GB/s",
+            machine.peak_bytes ? "  % peak" : "", "GFLOP/s", machine.peak_flops ? "  % peak" : "");
     for (auto& [name, c] : costs)
-        fprintf(stderr, "%-26s %8ld %10.2f %6.1f %8.1f %9.1f\n", name.c_str(), c.calls, c.seconds * 1e3,
-                100 * c.seconds / total, c.bytes / c.seconds / 1e9, c.flops / c.seconds / 1e9);
+        fprintf(stderr, "%-26s %8ld %10.2f %6.1f %8.1f%s %9.1f%s\n", name.c_str(), c.calls, c.seconds * 1e3,
+                100 * c.seconds / total, c.bytes / c.seconds / 1e9,
+                of_peak(machine.peak_bytes, c.bytes / machine.peak_bytes, c.seconds).c_str(), c.flops / c.seconds / 1e9,
+                of_peak(machine.peak_flops, c.at_peak, c.seconds).c_str());
 }
 
 // --- weights -----------------------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ Card find_card(std::string& why_not) {
 void use_gpu(const Card& c) {
     machine.gpu = true, machine.cc = c.cc == 89 ? 89 : c.cc / 10 * 10;
     machine.layout = machine.kernels == Kernels::fast ? layout_for(c.cc) : Layout();
+    machine.peak_bytes = c.bytes_per_second, machine.peak_flops = peak_flops(c.name);
 #ifdef ULP_GPU
     const char* debug = getenv("DEBUG");
     machine.debug = debug && *debug && std::string(debug) != "0";

@@ -163,8 +163,9 @@ struct Machine {
     bool profile = false;
     bool recording = false; // what is launched becomes part of a graph (graph.cuh), and nothing may be waited for
     long launches = 0;
-    struct Cost { long calls = 0; double seconds = 0, bytes = 0, flops = 0; };
+    struct Cost { long calls = 0; double seconds = 0, bytes = 0, flops = 0, at_peak = 0; }; // seconds of flops at peak
     std::map<std::string, Cost> costs; // by op, filled when profiling
+    double peak_bytes = 0, peak_flops = 0; // a second: of the card's memory, of its tensor cores in BF16; 0: not known
 };
 inline Machine machine;
 
@@ -175,6 +176,14 @@ struct Card {
     double bytes_per_second = 0;              // of its memory, at the clock it names
 };
 
+// A card's dense BF16 peak in FLOP/s, of NVIDIA's data sheets; 0: not known. FP8's is twice, NVFP4's four times that.
+inline double peak_flops(const std::string& card) {
+    const std::pair<const char*, double> cards[] = {{"H100 PCIe", 756e12}, {"H100 NVL", 835e12}, {"H100", 989.4e12},
+        {"H200", 989.4e12}, {"A100", 312e12}, {"L40S", 362e12}, {"4090", 165.2e12}, {"B200", 2250e12}};
+    for (auto& [name, peak] : cards)
+        if (card.find(name) != std::string::npos) return peak;
+    return 0;
+}
 #ifdef ULP_GPU
 inline void cuda_check(cudaError_t e, const char* what) {
     if (e != cudaSuccess) fail("%s: CUDA says %s (%s)", what, cudaGetErrorName(e), cudaGetErrorString(e));
@@ -249,8 +258,8 @@ void launch(const char* name, void (*kernel)(P...), size_t grid, int block, size
 }
 #endif
 
-// Runs work() and books its time, bytes moved and floating-point operations under `name`.
-template <class Work> void profiled(const char* name, double bytes, double flops, Work work) {
+// Runs work() and books its time, bytes moved and floating-point operations under `name`. speed: BF16's is 1.
+template <class Work> void profiled(const char* name, double bytes, double flops, Work work, int speed = 1) {
     if (!machine.profile) return work();
     synchronize(name);
     auto start = std::chrono::steady_clock::now();
@@ -261,4 +270,5 @@ template <class Work> void profiled(const char* name, double bytes, double flops
     cost.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     cost.bytes += bytes;
     cost.flops += flops;
+    if (machine.peak_flops) cost.at_peak += flops / (machine.peak_flops * speed);
 }

@@ -403,7 +403,8 @@ inline bool matmul_gpu(const char* name, const Gemm& s, double bytes = 0, double
         q.alpha = alpha;
     }
     native.gemms += native.used;
-    profiled(name, bytes, flops, [&] { lt_run(name, *plan, p, q); });
+    int speed = !is_codes(p.a) ? 1 : p.a == Elem::e2m1 ? 4 : 2; // of the tensor cores that are used
+    profiled(name, bytes, flops, [&] { lt_run(name, *plan, p, q); }, speed);
     if (s.bias && !p.bias) add_bias(s);
     return true;
 }

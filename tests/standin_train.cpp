@@ -16,7 +16,7 @@ struct Ran {
     std::string said;
     long graphs, instantiations;
 };
-Ran train_on_card(const std::string& args, int cc = 90, bool debug = false) {
+Ran train_on_card(const std::string& args, int cc = 90, bool debug = false, const char* name = "stand-in") {
     Scratch scratch;
     std::vector<std::string> words = split("train " + args, ' ');
     std::vector<char*> argv;
@@ -24,7 +24,7 @@ Ran train_on_card(const std::string& args, int cc = 90, bool debug = false) {
     fflush(stdout), fflush(stderr);
     int out = dup(1), err = dup(2), file = open((scratch / "said").c_str(), O_CREAT | O_RDWR, 0600);
     dup2(file, 1), dup2(file, 2);
-    standin = {}, standin.cc = cc, standin_lt = {};
+    standin = {}, standin.cc = cc, standin.name = name, standin_lt = {};
     lt.plans.clear();
     setenv("DEBUG", debug ? "1" : "0", 1);
     Ran r = {train_main((int)argv.size(), argv.data()), "", standin.graphs, standin.instantiations};
@@ -102,6 +102,28 @@ TEST_CASE("a run as graphs that is resumed ends with the bits of one that was no
     };
     CHECK(ends(s / "once") == ends(s / "twice"));
     CHECK(ends(s / "once").find("done,6") != std::string::npos);
+}
+TEST_CASE("--profile compares operations with the peaks of the card's memory and, where they are known, its tensor cores") {
+    std::string args = "bench --profile --steps 1 --recipe hybrid" + tiny;
+    auto cells = [](const Ran& r, const std::string& op) { // of its row
+        size_t n = 0;
+        for (auto& line : lines(r.said))
+            if (line.starts_with(op + " "))
+                for (auto& cell : split(line, ' ')) n += !cell.empty();
+        return n;
+    };
+    Ran known = train_on_card(args, 90, false, "NVIDIA H100 80GB HBM3");
+    CHECK(known.said.find("GB/s  % peak   GFLOP/s  % peak\n") != std::string::npos);
+    CHECK(cells(known, "fprop") == 8);
+    CHECK(machine.costs["fprop"].at_peak > machine.costs["fprop"].flops / 2 / 989.4e12); // FP8, and the head
+    CHECK(machine.costs["fprop"].at_peak < machine.costs["fprop"].flops / 989.4e12);
+    Ran other = train_on_card(args);
+    CHECK(other.said.find("GB/s  % peak   GFLOP/s\n") != std::string::npos);
+    CHECK(cells(other, "fprop") == 7);
+    CHECK(peak_flops("NVIDIA H100 PCIe") == 756e12);
+    CHECK(peak_flops("NVIDIA GH200 480GB") == 989.4e12);
+    CHECK(peak_flops("CPU, 2 threads") == 0);
+    machine.costs.clear();
 }
 TEST_CASE("./train bench says whether steps were graphs, and what they take without") {
     Ran r = train_on_card("bench --json --steps 1 --recipe bf16,nvfp4" + tiny);

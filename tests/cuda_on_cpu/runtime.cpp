@@ -109,7 +109,7 @@ cudaError_t cudaGetDeviceCount(int* count) {
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
     *p = {};
-    snprintf(p->name, sizeof p->name, "stand-in");
+    snprintf(p->name, sizeof p->name, "%s", standin.name);
     p->major = standin.cc / 10, p->minor = standin.cc % 10, p->multiProcessorCount = standin.sms;
     p->memoryBusWidth = 1024, p->totalGlobalMem = standin.memory, p->sharedMemPerBlockOptin = most_shared();
     return cudaSuccess;

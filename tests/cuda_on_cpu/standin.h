@@ -13,6 +13,7 @@ struct StandIn {
     Order order = Order::ascending;
     uint64_t seed = 1; // of the shuffled one
     int cards = 1, cc = 90, sms = 4;
+    const char* name = "stand-in";
     bool has_code = true; // for that card
     size_t memory = (size_t)4 << 30;
     long launches = 0, warps = 0, meetings = 0, barriers = 0; // that have happened; meetings of a warp
