@@ -1,5 +1,6 @@
 // Arms: from the text of --recipe to the stages a model trains in, and back to text.
 #pragma once
+#include "lab/keys.cuh"
 #include "lab/native.cuh"
 #include "model.cuh"
 #include "run/json.h"

@@ -1,6 +1,6 @@
 // Words come in, lines go out; between them stand encode() and decode() of fp8.cuh. Half a second per million lines.
 #include "lab/cast.h"
-#include "scaling.cuh"
+#include "lab/keys.cuh"
 #include <algorithm>
 #include <charconv>
 #include <string_view>

@@ -9,6 +9,7 @@
 // make 6e-6. Quantization adds three a product (two scales, a decoded operand); eight products in a row make 24 more.
 #include "close.h"
 #include "drive.h"
+#include "lab/keys.cuh"
 #include <fstream>
 #include <set>
 #include <sstream>

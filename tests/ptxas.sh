@@ -1,36 +1,43 @@
 #!/bin/sh
-# make ptxas: what ptxas makes of the hot kernels, for each architecture: registers / bytes spilled. Fails on a spill.
+# make ptxas: what ptxas makes of every kernel in ops/, for each architecture. Attention's one by one, of the others the
+# one that needs most registers: registers / bytes spilled by all. Fails on a spill.
 # Where the compiler is short of registers it spills in the middle of a loop, which no test of results would show.
 # tests/ptxas.sh NVCC ARCH..
 nvcc=$1; shift
 cd "$(dirname "$0")/.."
 dir=$(mktemp -d) && trap 'rm -rf "$dir"' EXIT
-cat > "$dir/hot.cu" <<'END'
-#include "ops/flash.cuh"
-void use(bf16* x, float* f, Heads d) { flash_forward(x, f, x, d), flash_backward(x, f, x, x, x, f, d); }
-END
 for arch in "$@"; do
-    "$nvcc" -x cu -std=c++20 -O3 -fmad=false --extended-lambda --expt-relaxed-constexpr -I. -Xptxas -v -cubin \
-        -arch="sm_$arch" -o "$dir/cubin" "$dir/hot.cu" > "$dir/log" 2>&1 || { cat "$dir/log"; exit 1; }
-    # "Compiling entry function 'NAME'", ".. N bytes spill stores ..", "Used N registers, .."
-    awk -v arch="$arch" '
-        /Compiling entry function/ { name = ""; if (match($0, /flash_[a-z_]*kernelILi[0-9]+E/)) name = substr($0, RSTART, RLENGTH - 1) }
-        name && /spill stores/     { for (i = 1; i < NF; i++) if ($i == "bytes" && $(i + 1) == "spill") { spilt = $(i - 1); break } }
-        name && /Used [0-9]+ reg/  { for (i = 1; i < NF; i++) if ($i == "Used") print name, arch, $(i + 1), spilt; name = "" }
-    ' "$dir/log" >> "$dir/all"
+    for file in attention cast matmul ops; do
+        "$nvcc" -x cu -std=c++20 -O3 -fmad=false --extended-lambda --expt-relaxed-constexpr -I. -Xptxas -v -cubin \
+            -arch="sm_$arch" -o "$dir/cubin" "ops/$file.cu" > "$dir/log" 2>&1 || { cat "$dir/log"; exit 1; }
+        # "Compiling entry function 'NAME'", ".. N bytes spill stores, M bytes spill loads", "Used N registers, .."
+        awk -v arch="$arch" -v file="$file.cu" '
+            /Compiling entry function/ {
+                name = file
+                if (match($0, /flash_[a-z_]*kernelILi[0-9]+E/)) {
+                    split(substr($0, RSTART, RLENGTH - 1), part, "_kernelILi")
+                    name = part[1] "_HS_" part[2]
+                }
+            }
+            /spill stores/    { for (i = 1; i < NF; i++) if ($i == "bytes" && $(i + 1) == "spill") spilt += $(i - 1) }
+            /Used [0-9]+ reg/ { for (i = 1; i < NF; i++) if ($i == "Used") print name, arch, $(i + 1), spilt + 0; spilt = 0 }
+        ' "$dir/log" >> "$dir/all"
+    done
 done
-sed 's/_kernelILi/ /' "$dir/all" | awk -v archs="$*" '
-    { kernel = sprintf("%-26s HS %3d", $1, $2); seen[kernel] = 1; cell[kernel, $3] = $4 "/" $5; bad += $5 > 0; n++ }
+awk -v archs="$*" '
+    { cells[$1] = 1; count[$1, $2]++; spilt[$1, $2] += $4; bad += $4 > 0; if ($3 > most[$1, $2]) most[$1, $2] = $3 }
     END {
-        k = split(archs, arch, " ");
+        k = split(archs, arch, " ")
         printf "%-33s", "registers/spilled bytes"; for (i = 1; i <= k; i++) printf "%10s", "sm_" arch[i]; print ""
-        sort = "sort"
-        for (kernel in seen) {
-            line = sprintf("%-33s", kernel); for (i = 1; i <= k; i++) line = line sprintf("%10s", cell[kernel, arch[i]])
-            print line | sort
+        for (name in cells) {
+            label = name
+            if (sub(/_HS_/, " HS ", label) == 0) label = sprintf("%s, %d others", name, count[name, arch[1]])
+            line = sprintf("%-33s", label)
+            for (i = 1; i <= k; i++) line = line sprintf("%10s", most[name, arch[i]] "/" spilt[name, arch[i]])
+            print line | "sort"
         }
-        close(sort)
-        if (!n) print "no kernel found in what ptxas says"
+        close("sort")
+        if (!NR) print "no kernel found in what ptxas says"
         if (bad) printf "%d spill\n", bad
-        exit bad > 0 || n == 0
-    }'
+        exit bad > 0 || NR == 0
+    }' "$dir/all"

@@ -2,6 +2,7 @@
 // every recipe, as cards of four families run it, those of the CPU.
 #include "close.h"
 #include "drive.h"
+#include "lab/keys.cuh"
 #include "standin.h"
 #include "model.cuh"
 

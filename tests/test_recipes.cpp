@@ -3,6 +3,7 @@
 #include "close.h"
 #include "lab/diagnostics.cuh"
 #include "drive.h"
+#include "lab/keys.cuh"
 #include "run/options.h"
 #include <algorithm>
 #include <bit>
