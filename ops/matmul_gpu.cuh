@@ -63,7 +63,7 @@ struct Lt {
     std::string said;        // by the library, since the last call
     bool unchecked = false;  // for tests: the library's own refusals alone
 };
-inline Lt lt;
+inline Lt& lt = *new Lt; // left to the end of the process, which may come after that of the library
 constexpr size_t LT_SCALARS = 4096; // 16 bytes each: beta 0, beta 1, then alphas, by turns: GEMMs may overlap
 
 constexpr int SCALAR = CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F, VEC16 = CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3,
