@@ -96,9 +96,7 @@ TEST_CASE("flash attention serves BF16 heads of whole chunks, up to 128; the row
         INFO("T ", d.T, " HS ", d.HS, " shift ", shift);
         size_t n = d.B * d.T * d.C();
         Acts qkv = normals<act>(3 * n, 3), dout = normals<act>(n, 4);
-        long warps = standin.warps;
         Result r = attend(d, qkv, dout, nullptr, nullptr, shift);
-        warps = standin.warps - warps;
         machine.gpu = false;
         Result rows = attend_on(Kernels::reference, d, qkv, dout);
         machine.gpu = true;
@@ -123,6 +121,7 @@ TEST_CASE("flash attention serves BF16 heads of whole chunks, up to 128; the row
     CHECK(!flash_serves(d));
     CHECK(attention_scratch(d) == 0);
 }
+#ifdef ULP_STANDIN // which can say that a thread is of some block
 TEST_CASE("flash attention's grid takes every tile of every head once, in groups, most work first") {
     Heads d = {2, 300, 4, 64}; // heads 0..7 in groups of 3, 3 and 2
     for (bool last_first : {false, true}) {
@@ -143,6 +142,7 @@ TEST_CASE("flash attention's grid takes every tile of every head once, in groups
     }
     this_thread.block = 0;
 }
+#endif
 TEST_CASE("flash attention: a token sees no later one, not even a NaN in another tile; large scores stay finite") {
     OnCard card;
     Heads d = {1, 150, 1, 64};
