@@ -148,8 +148,9 @@ FUZZFLAGS = -std=c++20 -O1 -g -I. -MMD -MP -Wall -Wextra -Wno-unknown-pragmas -f
 FUZZED   := $(patsubst %.cpp,build/fuzz/%.o,$(filter-out run/table.cpp run/log.cpp run/sample.cpp,$(wildcard run/*.cpp)) data/corpus.cpp)
 fuzz:
 	+@tests/fuzz/run.sh $(SECONDS) $(or $(T),$(TARGETS))
-$(TARGETS:%=build/fuzz/run-%): build/fuzz/run-%: build/fuzz/target-%.o $(FUZZED)
-	clang++ $(FUZZFLAGS) -fsanitize=fuzzer -o $@ $^
+OPERATIONS := $(patsubst %.cu,$(B)/%.o,$(wildcard ops/*.cu)) $(patsubst %.cpp,$(PLAIN_DIR)/%.o,$(wildcard ops/*.cpp)) # as they are
+$(TARGETS:%=build/fuzz/run-%): build/fuzz/run-%: build/fuzz/target-%.o $(FUZZED) $(OPERATIONS)
+	clang++ $(FUZZFLAGS) -fsanitize=fuzzer -o $@ $^ -lgomp
 $(TARGETS:%=build/fuzz/target-%.o): build/fuzz/target-%.o: tests/fuzz/driver.cpp Makefile
 	@mkdir -p $(@D)
 	clang++ $(FUZZFLAGS) -fsanitize=fuzzer-no-link -include tests/fuzz/$*.h -DTARGET=fuzz_$* -c $< -o $@

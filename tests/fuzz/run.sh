@@ -16,7 +16,7 @@ TMPDIR=$(mktemp -d -p $shm) && export TMPDIR
 log=$(mktemp) && trap 'rm -rf "$log" "$TMPDIR"' EXIT && trap 'exit 1' INT TERM
 passed=0 failed=0
 for t; do
-    if ! make -s "build/fuzz/run-$t" >"$log" 2>&1; then
+    if ! make -s CUDA=0 "build/fuzz/run-$t" >"$log" 2>&1; then
         echo "--- fuzz $t: does not build"; cat "$log"; failed=$((failed + 1)); continue
     fi
     mkdir -p "build/fuzz/corpus/$t"
